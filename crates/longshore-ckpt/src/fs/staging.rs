@@ -1,0 +1,237 @@
+//! A folder under construction beside its destination, with a lock against a second run and a journal of what is done.
+//!
+//! ```text
+//! <dst>.partial-<fingerprint>/
+//!     lock       held (flock) while a run lasts; the system releases it when the process dies
+//!     journal    one JSON value a line, each on the disk before `record` returns
+//!     files/     what will be published; NAME.tmp while a file is written, NAME when it is whole
+//! ```
+
+use super::publish::check_folder;
+use super::write::with_suffix;
+use super::{SeqWriter, create_dir, io_error, parent, read_small, remove_all, rename_durable, sync_dir};
+use crate::{Error, Result};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use serde_json::Value;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// Bytes of journal that are read: far more than a line for each file of any checkpoint.
+const JOURNAL_LIMIT: u64 = 256 << 20;
+
+/// What the name of a staging folder adds to the destination's, before the fingerprint.
+const MARK: &str = ".partial-";
+
+/// A locked staging folder. Dropping it releases the lock and keeps the folder, so that a later run goes on from it.
+#[derive(Debug)]
+pub struct Staging {
+    path: PathBuf,
+    entries: Vec<Value>,
+    journal: Mutex<Journal>,
+    /// Its open file description holds the lock.
+    _lock: File,
+}
+
+/// The journal and the length of its whole lines, in bytes.
+#[derive(Debug)]
+struct Journal {
+    file: File,
+    len: u64,
+}
+
+impl Staging {
+    /// Opens or creates `<dst>.partial-<fingerprint>`, locks it, and reads its journal. The destination's missing parents
+    /// are created. A second run on the same folder is refused, as is a link where a folder or file of ours should be.
+    /// The fingerprint is letters, digits, `-` and `_`.
+    pub fn open(dst: &Path, fingerprint: &str) -> Result<Self> {
+        let path = staging_path(dst, fingerprint)?;
+        create_dir(parent(&path))?;
+        let lock = lock(&path)?;
+        make_folder(&path.join("files"))?;
+        let journal_path = path.join("journal");
+        let file = open_inside(&journal_path)?;
+        let (entries, len) = read_journal(&journal_path)?;
+        sync_dir(&path)?;
+        Ok(Self { path, entries, journal: Mutex::new(Journal { file, len }), _lock: lock })
+    }
+
+    /// The staging folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder to publish: `<staging>/files`.
+    pub fn files(&self) -> PathBuf {
+        self.path.join("files")
+    }
+
+    /// What earlier runs recorded; what this one records is not added.
+    pub fn journal_entries(&self) -> Vec<Value> {
+        self.entries.clone()
+    }
+
+    /// Appends an entry to the journal and waits until it is on the disk.
+    pub fn record(&self, entry: &Value) -> Result<()> {
+        let path = self.path.join("journal");
+        let line = format!("{entry}\n");
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        let (file, len) = (&journal.file, journal.len);
+        // A line that was torn, by a crash or by a full disk, goes before the next one is written.
+        file.set_len(len)
+            .and_then(|()| file.write_all_at(line.as_bytes(), len))
+            .and_then(|()| file.sync_data())
+            .map_err(|e| io_error("writing", &path, e))?;
+        journal.len = len + line.len() as u64;
+        Ok(())
+    }
+
+    /// Where the file `name` is written before it is whole. Names are relative, `/` between folders.
+    pub fn temp_path(&self, name: &str) -> PathBuf {
+        with_suffix(&self.final_path(name), ".tmp")
+    }
+
+    /// Where the file `name` lies when it is whole.
+    pub fn final_path(&self, name: &str) -> PathBuf {
+        self.files().join(name)
+    }
+
+    /// Creates the file `name` at its [`Staging::temp_path`] and the folders of its name; what an earlier run left there is
+    /// replaced.
+    pub fn create_file(&self, name: &str) -> Result<SeqWriter> {
+        self.check_name(name)?;
+        let mut folder = self.files();
+        for part in parent(Path::new(name)).components().filter(|part| *part != Component::CurDir) {
+            folder.push(part);
+            make_folder(&folder)?;
+        }
+        SeqWriter::create(&self.temp_path(name))
+    }
+
+    /// Gives the written and finished file its final name, durably.
+    pub fn commit_file(&self, name: &str) -> Result<()> {
+        self.check_name(name)?;
+        rename_durable(&self.temp_path(name), &self.final_path(name))
+    }
+
+    /// Removes the folder with everything in it: the journal first, which must not outlive its files, and the lock last.
+    pub fn discard(self) -> Result<()> {
+        remove_all(&self.path.join("journal"))?;
+        sync_dir(&self.path)?;
+        for entry in std::fs::read_dir(&self.path).map_err(|e| io_error("removing", &self.path, e))? {
+            let entry = entry.map_err(|e| io_error("removing", &self.path, e))?;
+            if entry.file_name() != "lock" {
+                remove_all(&entry.path())?;
+            }
+        }
+        remove_all(&self.path.join("lock"))?;
+        match std::fs::remove_dir(&self.path) {
+            // Another run has made its own lock in the meantime, or has already discarded the folder after that.
+            Err(e) if matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {}
+            other => other.map_err(|e| io_error("removing", &self.path, e))?,
+        }
+        sync_dir(parent(&self.path))
+    }
+
+    fn check_name(&self, name: &str) -> Result<()> {
+        let path = Path::new(name);
+        if !name.is_empty() && path.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Ok(());
+        }
+        Err(io_error("creating", &self.files().join(name), Errno::INVAL))
+    }
+}
+
+/// The staging folders of other plans or crashed runs beside `dst`: all `<dst>.partial-*`, sorted. An unreadable parent has
+/// none.
+pub fn stale_stagings(dst: &Path) -> Vec<PathBuf> {
+    let Some(name) = dst.file_name() else { return Vec::new() };
+    let prefix = [name.as_encoded_bytes(), MARK.as_bytes()].concat();
+    let Ok(entries) = std::fs::read_dir(parent(dst)) else { return Vec::new() };
+    let mut found: Vec<PathBuf> = entries
+        .flatten()
+        .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(&prefix))
+        .map(|entry| parent(dst).join(entry.file_name()))
+        .collect();
+    found.sort();
+    found
+}
+
+fn staging_path(dst: &Path, fingerprint: &str) -> Result<PathBuf> {
+    let plain = !fingerprint.is_empty() && fingerprint.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+    match dst.file_name() {
+        Some(_) if plain => Ok(with_suffix(dst, &format!("{MARK}{fingerprint}"))),
+        _ => Err(io_error("naming a staging folder for", dst, Errno::INVAL)),
+    }
+}
+
+/// Creates one folder, or checks that it is one and no link.
+fn make_folder(path: &Path) -> Result<()> {
+    match std::fs::create_dir(path) {
+        Ok(()) => sync_dir(parent(path)),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => check_folder(path),
+        Err(e) => Err(io_error("creating", path, e)),
+    }
+}
+
+/// Opens or creates a regular file for reading and writing, never through a link.
+fn open_inside(path: &Path) -> Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o666)).map_err(|e| io_error("opening", path, e))?;
+    let file = File::from(fd);
+    let meta = file.metadata().map_err(|e| io_error("opening", path, e))?;
+    super::check_regular(path, &meta)?;
+    Ok(file)
+}
+
+/// Makes the staging folder and takes its lock.
+fn lock(staging: &Path) -> Result<File> {
+    let path = staging.join("lock");
+    for _ in 0..10 {
+        make_folder(staging)?;
+        let file = match open_inside(&path) {
+            // The run that held the folder has just discarded it.
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(io_error("locking", &path, held(staging))),
+            Err(e) => return Err(io_error("locking", &path, e)),
+        }
+        // A run that ended between the two calls has removed the file that is now locked; then another one counts.
+        let ours = file.metadata().map_err(|e| io_error("locking", &path, e))?;
+        if std::fs::symlink_metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (ours.dev(), ours.ino())) {
+            return Ok(file);
+        }
+    }
+    Err(io_error("locking", &path, held(staging)))
+}
+
+fn held(staging: &Path) -> io::Error {
+    let what = format!("another run holds `{}`", staging.display());
+    io::Error::new(io::ErrorKind::WouldBlock, what)
+}
+
+/// The entries of a journal and the length of the lines that hold them. A last line that a crash tore is left out; any other
+/// line that is not JSON is [`Error::Malformed`].
+fn read_journal(path: &Path) -> Result<(Vec<Value>, u64)> {
+    let bytes = read_small(path, JOURNAL_LIMIT)?;
+    let (mut entries, mut len) = (Vec::new(), 0);
+    for line in bytes.split_inclusive(|&b| b == b'\n') {
+        let parsed = line.strip_suffix(b"\n").and_then(|text| serde_json::from_slice(text).ok());
+        match parsed {
+            Some(entry) => entries.push(entry),
+            None if len + line.len() == bytes.len() => break,
+            None => {
+                let what = "expected one JSON value a line".to_owned();
+                return Err(Error::Malformed { path: path.to_owned(), offset: len as u64, what });
+            }
+        }
+        len += line.len();
+    }
+    Ok((entries, len as u64))
+}

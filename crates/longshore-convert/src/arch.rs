@@ -1,0 +1,142 @@
+//! The architectures: one file each with its table, one line each in the registry.
+
+pub mod nemotron_h;
+
+use crate::config::{Attention, LayerSpec, Mamba, Mlp, ModelConfig, Moe, Mtp};
+use crate::error::Problem;
+use crate::mapping::Mapping;
+use crate::options::{ImportOptions, Layout, NormKeys, SpecName};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::panic::Location;
+
+/// What the module layout of the Megatron side decides about keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpecKeys {
+    /// Names of the pre-norms.
+    pub norms: NormKeys,
+    /// Whether norm modules have extra states.
+    pub norm_states: bool,
+    /// Whether attention cores have extra states (megatron-core 0.12 to 0.14).
+    pub core_attention_states: bool,
+}
+
+impl SpecKeys {
+    /// The keys to write for these options: with fused norms the superset that loads in both specs, since the specs then
+    /// differ in the norms' extra states alone and a loader ignores surplus objects.
+    pub fn of(options: &ImportOptions) -> Self {
+        Self {
+            norms: options.norms,
+            norm_states: options.spec == SpecName::Te || options.norms == NormKeys::Fused,
+            core_attention_states: options.core_attention_states,
+        }
+    }
+}
+
+/// A supported architecture.
+pub struct Architecture {
+    /// Short name, e.g. `nemotron_h`.
+    pub name: &'static str,
+    /// `architectures[0]` of its config.json.
+    pub hf_class: &'static str,
+    /// What it is, in one line.
+    pub summary: &'static str,
+    /// The table: the mapping of a config, for the given keys and number of vocabulary rows on the Megatron side.
+    pub mapping: fn(&ModelConfig, &SpecKeys, u64) -> Mapping,
+    /// Parallel sizes that no model of the config can have.
+    pub check_layout: fn(&ModelConfig, Layout) -> Vec<Problem>,
+    /// A small config that has every layer kind, for printing the table.
+    pub example: fn() -> ModelConfig,
+}
+
+const ARCHITECTURES: [Architecture; 1] = [Architecture {
+    name: "nemotron_h",
+    hf_class: "NemotronHForCausalLM",
+    summary: "Nemotron-H, Nemotron Nano 2 and Nemotron 3: Mamba-2, attention, MLP and (latent) MoE layers, MTP",
+    mapping: nemotron_h::mapping,
+    check_layout: nemotron_h::check_layout,
+    example: nemotron_h_example,
+}];
+
+/// Every supported architecture.
+pub fn list() -> &'static [Architecture] {
+    &ARCHITECTURES
+}
+
+/// The architecture of this name or Hugging Face class.
+pub fn find(name: &str) -> Option<&'static Architecture> {
+    ARCHITECTURES.iter().find(|a| a.name == name || a.hf_class == name)
+}
+
+/// One rule of a table and how many tensors it ties.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RuleRow {
+    /// The line of the table, e.g. `arch/nemotron_h.rs:68`.
+    pub rule: String,
+    /// The word of the vocabulary, e.g. `qkv`.
+    pub word: &'static str,
+    /// Ties made by it.
+    pub count: u64,
+    /// Hugging Face name, numbers replaced by `{}`.
+    pub hf: String,
+    /// Megatron name, numbers replaced by `{}`.
+    pub mc: String,
+}
+
+/// The rules of an architecture, from its example config.
+pub fn rules(name: &str) -> Option<Vec<RuleRow>> {
+    let architecture = find(name)?;
+    let config = (architecture.example)();
+    let keys = SpecKeys { norms: NormKeys::Fused, norm_states: true, core_attention_states: false };
+    Some(rule_rows(&(architecture.mapping)(&config, &keys, config.vocab_size)))
+}
+
+/// The ties of a mapping, grouped by the line that made them and by name but for numbers.
+pub fn rule_rows(mapping: &Mapping) -> Vec<RuleRow> {
+    let mut rows: Vec<RuleRow> = Vec::new();
+    let mut seen = BTreeMap::new();
+    for tie in &mapping.ties {
+        let (hf, mc) = (without_numbers(&tie.hf.0), without_numbers(&tie.mc.0));
+        let at = *seen.entry((tie.rule.line(), hf.clone(), mc.clone())).or_insert_with(|| {
+            rows.push(RuleRow { rule: location(tie.rule), word: tie.word, count: 0, hf, mc });
+            rows.len() - 1
+        });
+        rows[at].count += 1;
+    }
+    rows
+}
+
+/// `arch/nemotron_h.rs:68`, wherever the program was built.
+pub fn location(rule: &Location<'_>) -> String {
+    let file = rule.file();
+    let short = file.rfind("src/").map_or(file, |at| &file[at + 4..]);
+    format!("{short}:{}", rule.line())
+}
+
+/// Replaces every path component that is a number by `{}`.
+fn without_numbers(name: &str) -> String {
+    let part = |p| if str::parse::<u64>(p).is_ok() { "{}" } else { p };
+    name.split('.').map(part).collect::<Vec<_>>().join(".")
+}
+
+fn nemotron_h_example() -> ModelConfig {
+    let attention = LayerSpec::Attention(Attention { heads: 8, kv_heads: 2, head_dim: 4 });
+    let moe = LayerSpec::Moe(Moe {
+        experts: 4,
+        top_k: 2,
+        expert_ffn: 8,
+        shared_ffn: 8,
+        latent: Some(4),
+        n_group: 1,
+        topk_group: 1,
+        norm_topk_prob: true,
+        routed_scaling_factor: 1.0,
+    });
+    let mamba = LayerSpec::Mamba(Mamba { heads: 8, head_dim: 4, groups: 8, state: 4, conv_kernel: 4 });
+    let base = ModelConfig::minimal("NemotronHForCausalLM", 16, 32);
+    ModelConfig {
+        layers: vec![mamba, attention, LayerSpec::Mlp(Mlp { ffn: 8 }), moe],
+        mtp: Some(Mtp { depth: 1, layers: vec![attention, moe], repeated: Some(false) }),
+        ..base
+    }
+}

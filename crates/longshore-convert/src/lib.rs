@@ -1,0 +1,34 @@
+//! Conversion between Hugging Face and Megatron-Core checkpoints: names, shapes, plans and their execution.
+//!
+//! The line of a conversion: [`config`] reads what the source says of itself; [`arch`] turns it into a
+//! [`mapping::Mapping`], a list of equalities between [`region::Region`]s of the two sides; [`resolve`] checks it against
+//! the source's catalog; [`plan`] lays out every output file; [`run`] writes them and publishes the folder whole.
+//! [`verify`](mod@verify) and [`diff`](mod@diff) read checkpoints back through the same mapping.
+
+#![forbid(unsafe_code)]
+
+pub mod arch;
+pub mod cast;
+mod compare;
+pub mod config;
+pub mod diff;
+pub mod error;
+pub mod gather;
+pub mod manifest;
+pub mod mapping;
+pub mod model;
+pub mod options;
+pub mod plan;
+pub mod progress;
+pub mod region;
+pub mod resolve;
+pub mod run;
+pub mod verify;
+
+pub use error::{Error, Problem};
+pub use options::{DtypeChoice, ExportOptions, ImportOptions, Layout, NormKeys, SpecName};
+pub use plan::{Plan, plan_export, plan_import};
+pub use progress::Progress;
+
+/// The result of every fallible function of this crate.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,112 @@
+//! What model a checkpoint holds: its config, its architecture and, on the Megatron side, its keys.
+
+use crate::arch::{self, Architecture, SpecKeys};
+use crate::config::{ModelConfig, hf, json, megatron};
+use crate::manifest::{self, Manifest};
+use crate::options::NormKeys;
+use crate::plan::{Note, NoteKind};
+use crate::{Error, Result};
+use longshore_ckpt::{Catalog, fs};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The folder inside a torch_dist checkpoint in which the Hugging Face files travel.
+pub const TRAVELLING: &str = "hf";
+const MAX_CONFIG: u64 = 16 << 20;
+
+/// A model as its checkpoint describes it.
+pub struct Model {
+    /// The config.
+    pub config: ModelConfig,
+    /// The architecture.
+    pub architecture: &'static Architecture,
+    /// The folder with the config.json that was read; `None` where it was rebuilt from stored arguments.
+    pub folder: Option<PathBuf>,
+    /// What was inferred, assumed or ignored.
+    pub notes: Vec<Note>,
+}
+
+impl Model {
+    /// The model of a folder with a `config.json`.
+    pub fn from_folder(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        if !fs::exists(&path) {
+            return Err(Error::Model { path: folder.into(), what: "there is no config.json".into() });
+        }
+        let bytes = fs::read_small(&path, MAX_CONFIG)?;
+        let value = json::parse(&bytes).map_err(|e| longshore_ckpt::Error::from(e.in_file(&path, 0)))?;
+        let read = hf::read(&path.display().to_string(), &value).map_err(Error::Refused)?;
+        let notes = read.notes.into_iter().map(|n| Note::new(NoteKind::Inferred, n)).collect();
+        Self::new(read.config, Some(folder.into()), notes, &path)
+    }
+
+    /// The model of a torch_dist checkpoint: from `base`, else the config that travels with it, else its arguments.
+    pub fn from_torch_dist(catalog: &Catalog, base: Option<&Path>) -> Result<Self> {
+        let travelling = catalog.folder.join(TRAVELLING);
+        if let Some(base) = base {
+            return Self::from_folder(base);
+        }
+        if fs::exists(&travelling.join("config.json")) {
+            return Self::from_folder(&travelling);
+        }
+        let keys: BTreeMap<String, Vec<u64>> = catalog.tensors.iter().map(|(k, t)| (k.clone(), t.shape.clone())).collect();
+        let args = match &catalog.common {
+            Some(common) => megatron::Args::from_common(common.root()),
+            None => megatron::Args::default(),
+        };
+        let (config, assumed) = megatron::read(&args, &keys).map_err(Error::Refused)?;
+        let notes = assumed.into_iter().map(|n| Note::new(NoteKind::Inferred, n)).collect();
+        Self::new(config, None, notes, &catalog.folder)
+    }
+
+    fn new(config: ModelConfig, folder: Option<PathBuf>, notes: Vec<Note>, path: &Path) -> Result<Self> {
+        let Some(architecture) = arch::find(&config.architecture) else {
+            let known: Vec<_> = arch::list().iter().map(|a| a.hf_class).collect();
+            let what = format!("architecture `{}` is not one of {}", config.architecture, known.join(", "));
+            return Err(Error::Model { path: path.into(), what });
+        };
+        Ok(Self { config, architecture, folder, notes })
+    }
+
+    /// Settles whether MTP blocks are repeated from the number of blocks that the source holds, where the config is
+    /// silent. `names` are tensor names; `layers_per_block` maps an index after `mtp.layers.` to a block.
+    pub fn settle_mtp<'a>(&mut self, names: impl Iterator<Item = &'a String>, indices_per_block: u64) {
+        let Some(mtp) = &mut self.config.mtp else { return };
+        let index = |name: &String| -> Option<u64> { name.strip_prefix("mtp.layers.")?.split('.').next()?.parse().ok() };
+        let blocks = names.filter_map(index).max().map_or(0, |last| last / indices_per_block.max(1) + 1);
+        if mtp.repeated.is_none() && mtp.depth > 1 {
+            mtp.repeated = Some(blocks == 1);
+            let how = if blocks == 1 { "one block, applied repeatedly" } else { "a block for each depth" };
+            let text = format!("MTP depth {}: {how} (the source holds {blocks})", mtp.depth);
+            self.notes.push(Note::new(NoteKind::Inferred, text));
+        }
+    }
+}
+
+/// The keys that a torch_dist checkpoint uses.
+pub fn spec_keys(catalog: &Catalog) -> SpecKeys {
+    let fused = catalog.tensors.keys().any(|k| k.ends_with(".layer_norm_weight"));
+    let norms = if fused { NormKeys::Fused } else { NormKeys::Separate };
+    let has = |suffix: &str| catalog.objects.keys().any(|k| k.contains(suffix));
+    SpecKeys {
+        norms,
+        norm_states: has("pre_mlp_layernorm._extra_state"),
+        core_attention_states: has("core_attention._extra_state"),
+    }
+}
+
+/// Rows of the vocabulary as a torch_dist checkpoint stores it.
+pub fn stored_vocab(catalog: &Catalog) -> Option<u64> {
+    catalog.tensors.get("embedding.word_embeddings.weight").and_then(|t| t.shape.first().copied())
+}
+
+/// The manifest of a checkpoint, if it has one.
+pub fn read_manifest(folder: &Path) -> Result<Option<Manifest>> {
+    let path = folder.join(manifest::NAME);
+    if !fs::exists(&path) {
+        return Ok(None);
+    }
+    let bytes = fs::read_small(&path, manifest::MAX_SIZE)?;
+    let parsed = Manifest::parse(&bytes);
+    Ok(Some(parsed.map_err(|what| longshore_ckpt::Error::Malformed { path, offset: 0, what })?))
+}

@@ -1,0 +1,60 @@
+//! The small files that travel with the weights: config, generation config, tokenizer, template, custom code.
+
+use super::{Content, SmallFile};
+use crate::Result;
+use longshore_ckpt::fs;
+use std::path::Path;
+
+/// Largest companion: tokenizers of 250k tokens are about 35 MB.
+const MAX_SIZE: u64 = 256 << 20;
+
+/// Names that travel, as prefixes and suffixes; weights and their index never match.
+const EXACT: [&str; 9] = [
+    "config.json",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "hf_quant_config.json",
+    "vocab.json",
+    "merges.txt",
+];
+const PREFIXES: [&str; 5] = ["tokenizer", "chat_template", "LICENSE", "NOTICE", "vocab."];
+const SUFFIXES: [&str; 4] = [".py", ".jinja", ".model", ".tiktoken"];
+
+fn travels(name: &str) -> bool {
+    EXACT.contains(&name)
+        || PREFIXES.iter().any(|p| name.starts_with(p))
+        || SUFFIXES.iter().any(|s| name.ends_with(s))
+}
+
+/// The companions in `folder`, each to be stored under `prefix`.
+pub(super) fn collect(folder: &Path, prefix: &str) -> Result<Vec<SmallFile>> {
+    let mut found = Vec::new();
+    for name in fs::list(folder)? {
+        let path = folder.join(&name);
+        if travels(&name) && !fs::is_dir(&path) {
+            let crc = crc32fast::hash(&fs::read_small(&path, MAX_SIZE)?);
+            found.push(SmallFile { name: format!("{prefix}{name}"), content: Content::Path(path, crc) });
+        }
+    }
+    Ok(found)
+}
+
+impl SmallFile {
+    /// The bytes to write. Errors: the file changed since the plan was made.
+    pub(crate) fn bytes(&self) -> Result<Vec<u8>> {
+        match &self.content {
+            Content::Bytes(bytes) => Ok(bytes.clone()),
+            Content::Path(path, crc) => {
+                let bytes = fs::read_small(path, MAX_SIZE)?;
+                if crc32fast::hash(&bytes) != *crc {
+                    let what = "its checksum differs".into();
+                    return Err(crate::Error::SourceChanged { path: path.clone(), what });
+                }
+                Ok(bytes)
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! torch_dist → Hugging Face.
+
+use super::layout::safetensors_files;
+use super::{
+    Content, Note, NoteKind, Plan, Side, SmallFile, Summary, cast_notes, companions, fingerprints, identities,
+    inexact_elements, is_widening, layers_text, model_error, open_all, space_note,
+};
+use crate::arch::rule_rows;
+use crate::compare::surplus;
+use crate::config::{megatron, release};
+use crate::error::Problem;
+use crate::manifest::Origin;
+use crate::mapping::{Declared, Mapping, Precision};
+use crate::model::{Model, read_manifest, spec_keys, stored_vocab};
+use crate::options::{DtypeChoice, ExportOptions};
+use crate::resolve::{Direction, OpenFiles, Part, Recipe, file_of, is_float, locate, resolve};
+use crate::{Error, Result};
+use longshore_ckpt::{Catalog, Dtype, Format, fs};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Keys of training state that no model needs: optimizer, scheduler, RNG, rerun state.
+const TRAINING_STATE: [&str; 5] = ["optimizer.", "chained_", "opt_param_scheduler", "rng_state", "rerun_state_machine_state"];
+
+/// Plans the export of the torch_dist checkpoint `source` into the Hugging Face folder `destination`.
+pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -> Result<Plan> {
+    let mut catalog = Catalog::open(source)?;
+    if catalog.format != Format::TorchDist {
+        return Err(model_error(source, "not a torch_dist checkpoint but a Hugging Face folder"));
+    }
+    let manifest = read_manifest(&catalog.folder)?;
+    let mut model = Model::from_torch_dist(&catalog, options.base.as_deref())?;
+    model.settle_mtp(catalog.tensors.keys(), 1);
+    let Model { mut config, architecture, folder, mut notes } = model;
+    let mut problems = match (&folder, &catalog.common) {
+        (Some(_), Some(common)) => megatron::contradictions(&megatron::Args::from_common(common.root()), &config),
+        _ => Vec::new(),
+    };
+
+    let ignored = drop_training_state(&mut catalog);
+    if ignored > 0 {
+        notes.push(Note::new(NoteKind::Ignored, format!("{ignored} entries of optimizer, scheduler and RNG state")));
+    }
+    if let Some(vocab) = options.vocab_size {
+        if folder.is_some() && vocab != config.vocab_size {
+            let what = format!("{vocab}, but config.json says vocab_size = {}", config.vocab_size);
+            problems.push(Problem::Option { option: "--vocab-size".into(), what });
+        }
+        config.vocab_size = vocab;
+    } else if let (None, Some(manifest)) = (&folder, &manifest) {
+        config.vocab_size = manifest.origin.vocab_size;
+    }
+    let stored = stored_vocab(&catalog).unwrap_or(config.vocab_size);
+    if stored > config.vocab_size {
+        let text = format!("vocabulary from {stored} stored rows to {}, the surplus is zero", config.vocab_size);
+        notes.push(Note::new(NoteKind::Inferred, text));
+    }
+    let keys = spec_keys(&catalog);
+    let mapping = (architecture.mapping)(&config, &keys, stored.max(config.vocab_size));
+    let base_dtypes = match &options.base {
+        Some(base) => base_dtypes(base)?,
+        None => BTreeMap::new(),
+    };
+    let recorded = |name: &str| {
+        let manifest_dtype = manifest.as_ref().and_then(|m| m.origin.dtypes.get(name).copied());
+        manifest_dtype.or_else(|| base_dtypes.get(name).copied())
+    };
+    let dtype = |name: &str, declared: &Declared, stored: Dtype| match (declared.precision, options.dtype) {
+        (Precision::Float32, _) => recorded(name).unwrap_or(Dtype::Float32),
+        (_, DtypeChoice::Keep) => recorded(name).unwrap_or(stored),
+        (_, DtypeChoice::Cast(dtype)) => dtype,
+    };
+    let mut resolved = resolve(&mapping, &catalog, Direction::Export, &dtype)?;
+    problems.append(&mut resolved.problems);
+    if options.allow_unmapped {
+        let text = |name: &String| Note::new(NoteKind::Dropped, format!("`{name}`: no rule names it (--allow-unmapped)"));
+        notes.extend(resolved.unmapped.iter().map(text));
+    } else {
+        let problem = |tensor: &String| Problem::Unmapped { tensor: tensor.clone(), file: file_of(&catalog, tensor) };
+        problems.extend(resolved.unmapped.iter().map(problem));
+    }
+    let mut recipes = resolved.recipes;
+    if problems.is_empty() {
+        let files = open_all(&catalog)?;
+        problems.extend(surplus_rows(&mapping, &catalog, &files)?);
+        if options.dtype == DtypeChoice::Keep {
+            let known = |name: &str| recorded(name).is_some() || manifest.is_some();
+            settle_dtypes(&mut recipes, config.dtype, &known, &files)?;
+            for recipe in recipes.iter().filter(|r| !is_widening(r.source_dtype(), r.dtype)) {
+                let changed = inexact_elements(&with_dtype(recipe, recipe.source_dtype()), recipe.dtype, &files)?;
+                if changed > 0 {
+                    let (from, to) = (recipe.source_dtype(), recipe.dtype);
+                    let what = format!("{changed} values in {from} are not values of {to}, the dtype of its origin; name one with --dtype");
+                    problems.push(Problem::Loss { tensor: recipe.name.clone(), what });
+                }
+            }
+        }
+    }
+    if !problems.is_empty() {
+        return Err(Error::Refused(problems));
+    }
+
+    let (files, index) = safetensors_files(&recipes, options.max_file_size);
+    let mut small = match &folder {
+        Some(folder) => companions::collect(folder, "")?,
+        None => {
+            let (json, assumed) = release::hf_json(&config);
+            notes.extend(assumed.into_iter().map(|n| Note::new(NoteKind::Warning, n)));
+            let bytes = serde_json::to_vec_pretty(&json).unwrap_or_default();
+            vec![SmallFile { name: "config.json".into(), content: Content::Bytes(bytes) }]
+        }
+    };
+    if let (Some(_), DtypeChoice::Cast(dtype)) = (&folder, options.dtype) {
+        rename_dtype(&mut small, dtype, &mut notes)?;
+    }
+    if let Some(index) = index {
+        small.push(SmallFile { name: "model.safetensors.index.json".into(), content: Content::Bytes(index) });
+    }
+    let identities = identities(&catalog)?;
+    let (fingerprint, staging_id) = fingerprints(&catalog, options, &small, &identities)?;
+    let casts = cast_notes(&recipes, &mut notes);
+    let bytes = files.iter().map(super::OutFile::size).sum();
+    let free_space = space_note(destination, bytes, &mut notes);
+    let summary = Summary {
+        source: Side {
+            format: catalog.format,
+            path: catalog.folder.clone(),
+            files: catalog.files.len() as u64,
+            tensors: catalog.tensors.len() as u64,
+            bytes: catalog.total_size(),
+        },
+        target: Side {
+            format: Format::Safetensors,
+            path: destination.into(),
+            files: files.len() as u64,
+            tensors: recipes.len() as u64,
+            bytes,
+        },
+        architecture: config.architecture.clone(),
+        layers: layers_text(&config.pattern()),
+        chunks: recipes.len() as u64,
+        objects: catalog.objects.len() as u64,
+        casts,
+        fills: 0,
+        notes,
+        free_space,
+        fingerprint: fingerprint.clone(),
+    };
+    let origin = Origin {
+        architecture: config.architecture.clone(),
+        vocab_size: config.vocab_size,
+        dtypes: BTreeMap::new(),
+        dropped: resolved.unmapped,
+    };
+    Ok(Plan {
+        direction: Direction::Export,
+        catalog,
+        identities,
+        destination: destination.into(),
+        inner: None,
+        rules: rule_rows(&mapping),
+        recipes,
+        files,
+        small,
+        origin,
+        fingerprint,
+        staging_id,
+        summary,
+        config,
+    })
+}
+
+/// Takes training state out of the catalog; returns how many entries.
+pub(crate) fn drop_training_state(catalog: &mut Catalog) -> usize {
+    let is_state = |name: &str| TRAINING_STATE.iter().any(|p| name.starts_with(p));
+    let before = catalog.tensors.len() + catalog.objects.len();
+    catalog.tensors.retain(|name, _| !is_state(name));
+    catalog.objects.retain(|name, _| !is_state(name));
+    before - catalog.tensors.len() - catalog.objects.len()
+}
+
+/// The dtypes of the tensors of `base`, if it holds weights.
+fn base_dtypes(base: &Path) -> Result<BTreeMap<String, Dtype>> {
+    match Catalog::open(base) {
+        Ok(catalog) => Ok(catalog.tensors.into_iter().map(|(name, info)| (name, info.dtype)).collect()),
+        Err(longshore_ckpt::Error::NotFound { .. }) => Ok(BTreeMap::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Vocabulary rows past the last token that are not zero.
+fn surplus_rows(mapping: &Mapping, catalog: &Catalog, files: &[fs::ReadFile]) -> Result<Vec<Problem>> {
+    let mut problems = Vec::new();
+    for fill in &mapping.fills {
+        let (name, region) = &fill.mc;
+        let located = locate(catalog, &mut OpenFiles::new(catalog), name)?;
+        if let (Some(declared), Ok(tensor)) = (mapping.mc.get(name), located)
+            && let Some(what) = surplus(tensor, region, declared, files)?
+        {
+            problems.push(Problem::Loss { tensor: name.clone(), what });
+        }
+    }
+    Ok(problems)
+}
+
+/// Without a record of the origin, a float tensor takes the config's dtype if every value is one of it.
+fn settle_dtypes(
+    recipes: &mut [Recipe],
+    config: Option<Dtype>,
+    known: &dyn Fn(&str) -> bool,
+    files: &[fs::ReadFile],
+) -> Result<()> {
+    let Some(config) = config else { return Ok(()) };
+    for recipe in recipes {
+        let open = recipe.declared.precision != Precision::Float32 && !known(&recipe.name);
+        if open && recipe.dtype != config && is_float(recipe.dtype) && inexact_elements(recipe, config, files)? == 0 {
+            recipe.dtype = config;
+        }
+    }
+    Ok(())
+}
+
+/// The recipe as it would be without a cast.
+fn with_dtype(recipe: &Recipe, dtype: Dtype) -> Recipe {
+    let part = |p: &Part| Part {
+        target: p.target.clone(),
+        source: p.source.as_ref().map(|(tensor, region)| (Arc::clone(tensor), region.clone())),
+    };
+    Recipe {
+        name: recipe.name.clone(),
+        dtype,
+        shape: recipe.shape.clone(),
+        parts: recipe.parts.iter().map(part).collect(),
+        declared: recipe.declared.clone(),
+    }
+}
+
+/// Writes the dtype of the weights into config.json, as text, so that the rest of it stays as it is.
+fn rename_dtype(small: &mut [SmallFile], dtype: Dtype, notes: &mut Vec<Note>) -> Result<()> {
+    let Some(file) = small.iter_mut().find(|f| f.name == "config.json") else { return Ok(()) };
+    let text = String::from_utf8_lossy(&file.bytes()?).into_owned();
+    for key in ["\"torch_dtype\"", "\"dtype\""] {
+        let Some(at) = text.find(key) else { continue };
+        let value = text[at + key.len()..].find('"').map(|i| at + key.len() + i + 1);
+        let Some((start, end)) = value.and_then(|s| text[s..].find('"').map(|e| (s, s + e))) else { continue };
+        let renamed = format!("{}{}{}", &text[..start], dtype.torch_name(), &text[end..]);
+        file.content = Content::Bytes(renamed.into_bytes());
+        notes.push(Note::new(NoteKind::Cast, format!("config.json: {key} is {dtype}")));
+        return Ok(());
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! What is wrong with a command line or its environment, before or apart from the library.
+
+use std::path::PathBuf;
+
+/// A mistake in how the program was called. Advice is in [`crate::hint`].
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UsageError {
+    /// Neither the argument nor its variable is there.
+    #[error("{argument} is given neither as an argument nor as `${variable}`")]
+    Absent { argument: &'static str, variable: &'static str },
+    /// No folder, and no name of a repository either.
+    #[error("`{}`: no such folder", path.display())]
+    NoFolder { path: PathBuf },
+    /// A repository id that the Hugging Face cache does not hold.
+    #[error("`{repo}` is neither a folder nor in the Hugging Face cache{}", in_cache(.cache.as_ref()))]
+    NotCached { repo: String, cache: Option<PathBuf> },
+    /// A variable with a value that cannot be used.
+    #[error("`{name}` is `{value}`: expected {expected}")]
+    Value { name: String, value: String, expected: &'static str },
+    /// Everything that is wrong with `MLM_EXTRA_ARGS`.
+    #[error("in `$MLM_EXTRA_ARGS`:\n  {}", problems.join("\n  "))]
+    ExtraArgs { problems: Vec<String> },
+    /// Flags that say nothing about the output that is asked for.
+    #[error("{} {} no effect on {output} output", options.join(", "), if options.len() == 1 { "has" } else { "have" })]
+    NoEffect { options: Vec<String>, output: &'static str },
+    /// A conversion from a format to itself.
+    #[error("`{}` is {format} already; rewriting {format} as {format} is not supported", path.display())]
+    SameFormat { path: PathBuf, format: &'static str },
+    /// Ctrl-C in a command that leaves nothing behind.
+    #[error("interrupted")]
+    Interrupted,
+    /// No tensor was compared, which proves nothing.
+    #[error("no tensor to compare{}", matching(.glob.as_ref()))]
+    NothingCompared { glob: Option<String> },
+    /// An architecture that is not in the registry.
+    #[error("architecture `{name}` is not known")]
+    NoArchitecture { name: String, nearest: Option<&'static str> },
+    /// The demo's model is not where the repository keeps it.
+    #[error("the bundled model `models/{name}` was not found")]
+    NoDemoModel { name: &'static str },
+    /// A safetensors folder holds no pickle to show.
+    #[error("`{}` is safetensors; `--raw` shows the pickle of a torch_dist checkpoint", path.display())]
+    NoPickle { path: PathBuf },
+}
+
+fn in_cache(cache: Option<&PathBuf>) -> String {
+    cache.map(|path| format!(" (`{}`)", path.display())).unwrap_or_default()
+}
+
+fn matching(glob: Option<&String>) -> String {
+    glob.map(|glob| format!(": none matches `{glob}`")).unwrap_or_default()
+}
+
+/// Whether the reader of stdout went away.
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Whether the user stopped the run.
+pub(crate) fn is_interrupt(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(UsageError::Interrupted))
+        || matches!(error.downcast_ref(), Some(longshore_convert::Error::Interrupted { .. }))
+}

@@ -1,0 +1,72 @@
+//! Advice for errors: what to do, apart from what is wrong.
+
+use crate::error::UsageError;
+use longshore_ckpt::Error as Checkpoint;
+use longshore_convert::{Error, Problem};
+use std::io::ErrorKind;
+
+/// What the user can do about `error`, where there is something.
+pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
+    if let Some(error) = error.downcast_ref() {
+        return usage(error);
+    }
+    match error.downcast_ref::<Error>() {
+        Some(Error::Checkpoint(error)) => checkpoint(error),
+        Some(Error::Refused(problems)) => refused(problems),
+        Some(Error::Model { .. }) => Some("`longshore arch list` shows the supported architectures".into()),
+        Some(Error::SourceChanged { .. }) => Some("when the source is at rest, run the same command again".into()),
+        Some(Error::Destination { what, .. }) if what.starts_with("is not empty") => {
+            Some("`--force` replaces what it holds, once the new is complete".into())
+        }
+        Some(Error::Destination { .. } | Error::Interrupted { .. }) => None,
+        None => checkpoint(error.downcast_ref()?),
+    }
+}
+
+fn usage(error: &UsageError) -> Option<String> {
+    Some(match error {
+        UsageError::Absent { .. } => "`longshore help env` lists the variables".into(),
+        UsageError::NotCached { repo, .. } => format!("`hf download {repo}`"),
+        UsageError::ExtraArgs { .. } => "`longshore help env` lists the known arguments".into(),
+        UsageError::NoArchitecture { nearest: Some(nearest), .. } => format!("did you mean `{nearest}`?"),
+        UsageError::NoArchitecture { .. } => "`longshore arch list` shows the supported architectures".into(),
+        UsageError::NoDemoModel { .. } => "run the demo in a clone of the longshore repository".into(),
+        UsageError::SameFormat { format: "safetensors", .. } => "`longshore convert` makes torch_dist of it".into(),
+        UsageError::SameFormat { .. } => "`longshore export` makes safetensors of it".into(),
+        _ => return None,
+    })
+}
+
+fn checkpoint(error: &Checkpoint) -> Option<String> {
+    let kind = match error {
+        Checkpoint::Io { source, .. } => source.kind(),
+        Checkpoint::NotFound { .. } => {
+            return Some(
+                "a checkpoint is a folder with `model.safetensors` or its index, a Megatron root with \
+                 `latest_checkpointed_iteration.txt`, or one of its `release` or `iter_*` folders"
+                    .into(),
+            );
+        }
+        _ => return None,
+    };
+    match kind {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            Some("free some space; the same command goes on from the finished files".into())
+        }
+        _ => None,
+    }
+}
+
+fn refused(problems: &[Problem]) -> Option<String> {
+    let any = |is: fn(&Problem) -> bool| problems.iter().any(is);
+    if problems.iter().all(|p| matches!(p, Problem::Unmapped { .. })) {
+        return Some("`--allow-unmapped` leaves these tensors out, each with a line in the report".into());
+    }
+    if any(|p| matches!(p, Problem::Damaged { .. })) {
+        return Some("fetch the source again; `longshore verify` checks it".into());
+    }
+    if any(|p| matches!(p, Problem::Missing { .. } | Problem::Shape { .. } | Problem::Unmapped { .. })) {
+        return Some("the config decides names and shapes; compare it with `longshore inspect`".into());
+    }
+    None
+}

@@ -1,0 +1,72 @@
+//! From what the user calls a checkpoint to a folder: an existing path, or a repository id in the Hugging Face cache.
+
+use crate::error::UsageError;
+use crate::options::{Direction, Env, WriteOptions};
+use longshore_ckpt::{Format, hub_cache, torch_dist};
+use std::path::{Path, PathBuf};
+
+/// The folder that `given` names. An existing path wins over a repository of the same name.
+pub(crate) fn checkpoint(given: &Path, env: &Env) -> Result<PathBuf, UsageError> {
+    if given.exists() {
+        return Ok(given.to_owned());
+    }
+    let Some(repo) = repository_id(given) else { return Err(UsageError::NoFolder { path: given.to_owned() }) };
+    let xdg = env.text("XDG_CACHE_HOME")?.map(|cache| format!("{cache}/huggingface"));
+    let hf_home = env.text("HF_HOME")?.or(xdg.as_deref());
+    let cache = hub_cache::cache_folder(env.text("HF_HUB_CACHE")?, hf_home, env.text("HOME")?);
+    let found = cache.as_ref().and_then(|cache| hub_cache::resolve(repo, cache));
+    found.ok_or_else(|| UsageError::NotCached { repo: repo.to_owned(), cache })
+}
+
+/// The format of the checkpoint in `folder`, by the files that mark one, as [`longshore_ckpt::Catalog::open`] tells.
+pub(crate) fn format(folder: &Path) -> Format {
+    let marks = ["metadata.json", torch_dist::TRACKER];
+    if marks.iter().any(|name| folder.join(name).exists()) { Format::TorchDist } else { Format::Safetensors }
+}
+
+/// Looks the base folder of `options` up, which may be a repository id too.
+pub(crate) fn base(options: &mut WriteOptions, env: &Env) -> Result<(), UsageError> {
+    let base = match &mut options.direction {
+        Direction::Import(options) => &mut options.base,
+        Direction::Export(options) => &mut options.base,
+    };
+    if let Some(path) = base {
+        *path = checkpoint(path, env)?;
+    }
+    Ok(())
+}
+
+/// `given` if it has the form `org/name`.
+fn repository_id(given: &Path) -> Option<&str> {
+    let text = given.to_str()?;
+    let (org, name) = text.split_once('/')?;
+    let is_name = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    (is_name(org) && is_name(name)).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_two_plain_names_are_a_repository() {
+        let id = |text: &'static str| repository_id(Path::new(text));
+        assert_eq!(
+            id("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"),
+            Some("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16")
+        );
+        for path in ["model", "/model", "./model", "../a/b", "a/b/c", "a/", "a b/c", "~/c"] {
+            assert_eq!(id(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn an_absent_folder_is_not_taken_for_a_repository() {
+        let error = checkpoint(Path::new("/no/such/folder"), &Env::default()).expect_err("absent");
+        assert_eq!(error.to_string(), "`/no/such/folder`: no such folder");
+    }
+}

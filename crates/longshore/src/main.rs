@@ -1,0 +1,39 @@
+//! The `longshore` program: the only crate that reads the environment, prints and exits.
+//!
+//! A run is one line: [`cli`] parses flags, [`options`] turns flags and variables into the library's options, a module
+//! of [`commands`] calls the library, [`report`] says what happened. `design/cli.md` describes what users see.
+
+#![forbid(unsafe_code)]
+
+#[expect(clippy::doc_markdown, reason = "its doc comments are the help, where backticks would be printed")]
+mod cli;
+mod commands;
+mod error;
+mod extra_args;
+mod hint;
+mod locate;
+mod model_args;
+mod nearest;
+mod options;
+mod progress_bar;
+mod report;
+mod units;
+
+use options::Env;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let env = Env::from_process();
+    let cli = cli::parse();
+    let report = report::Report::new(&cli.global, &env);
+    match commands::run(&cli.command, &env, &report) {
+        Ok(commands::Answer::Yes) => ExitCode::SUCCESS,
+        Ok(commands::Answer::No) => ExitCode::from(1),
+        // Whoever reads the output has seen enough (`longshore inspect … | head`).
+        Err(error) if error::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            report.failure(cli.command.name(), &error);
+            ExitCode::from(if error::is_interrupt(&error) { 130 } else { 2 })
+        }
+    }
+}
