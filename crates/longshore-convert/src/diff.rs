@@ -107,7 +107,7 @@ pub fn diff(a: &Path, b: &Path, options: &DiffOptions, progress: &dyn Progress) 
         let (ra, rb) = &pairs.pairs[index];
         let file = Path::new(&ra.name);
         let values = compare((ra, &left.files), (rb, &right.files), tolerance, &mut |n| progress.advance(n, file))?;
-        let mut push = |what| {
+        let push = |what| {
             let entry = DiffEntry { tensor: ra.name.clone(), what };
             found.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((index, entry));
         };

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 /// One thing that is wrong with a plan. `rule` is the line of the architecture's table that says what is right.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the fields are the facts that the variants name")]
 pub enum Problem {
     /// A tensor that the architecture names is not in the source.
     Missing { tensor: String, rule: String },

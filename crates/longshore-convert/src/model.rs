@@ -34,7 +34,7 @@ impl Model {
             return Err(Error::Model { path: folder.into(), what: "there is no config.json".into() });
         }
         let bytes = fs::read_small(&path, MAX_CONFIG)?;
-        let value = json::parse(&bytes).map_err(|e| longshore_ckpt::Error::from(e.in_file(&path, 0)))?;
+        let value = json::parse(&bytes).map_err(|e| e.in_file(&path, 0))?;
         let read = hf::read(&path.display().to_string(), &value).map_err(Error::Refused)?;
         let notes = read.notes.into_iter().map(|n| Note::new(NoteKind::Inferred, n)).collect();
         Self::new(read.config, Some(folder.into()), notes, &path)

@@ -334,6 +334,17 @@ fn space_note(destination: &Path, needed: u64, notes: &mut Vec<Note>) -> Option<
     Some(free)
 }
 
+/// The destination with links resolved, so that publishing replaces what they lead to and not the link.
+fn real_path(destination: &Path) -> Result<PathBuf> {
+    Ok(if fs::exists(destination) { fs::canonical(destination)? } else { destination.into() })
+}
+
+/// A note for every unfinished run beside the destination that is not this one.
+fn staging_notes(destination: &Path, staging_id: &str, notes: &mut Vec<Note>) {
+    let others = fs::stale_stagings(destination).into_iter().filter(|p| !p.to_string_lossy().ends_with(staging_id));
+    notes.extend(others.map(|p| Note::new(NoteKind::Warning, format!("`{}` is left from another run", p.display()))));
+}
+
 /// Notes about dtypes: one line per pair of types.
 fn cast_notes(recipes: &[Recipe], notes: &mut Vec<Note>) -> u64 {
     let mut pairs: Vec<(Dtype, Dtype, u64, &str)> = Vec::new();

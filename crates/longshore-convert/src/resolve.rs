@@ -163,14 +163,17 @@ pub fn resolve(mapping: &Mapping, catalog: &Catalog, direction: Direction, dtype
         }
         let source = recipe.source_dtype();
         recipe.dtype = dtype(name, declared, source);
-        if recipe.casts() && !(is_float(source) && is_float(recipe.dtype)) {
-            out.problems.push(Problem::Dtype {
-                tensor: recipe.sources().join(", "),
-                file: file_of(catalog, recipe.sources().first().copied().unwrap_or_default()),
-                found: source,
-                what: format!("cannot become {}", recipe.dtype),
-                rule: location(declared.rule),
-            });
+        for source in recipe.parts.iter().filter_map(|p| p.source.as_ref().map(|s| &s.0)) {
+            // Weights are floats; anything else is quantized or not what its name says.
+            if !is_float(source.dtype) {
+                out.problems.push(Problem::Dtype {
+                    tensor: source.name.clone(),
+                    file: file_of(catalog, &source.name),
+                    found: source.dtype,
+                    what: "expected a float of 16, 32 or 64 bits".into(),
+                    rule: location(declared.rule),
+                });
+            }
         }
         out.recipes.push(recipe);
     }

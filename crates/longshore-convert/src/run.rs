@@ -116,8 +116,14 @@ fn already_complete(plan: &Plan, started: Instant) -> Result<Option<Report>> {
         let tracker = fs::read_small(&plan.destination.join(torch_dist::TRACKER), 64);
         tracker.is_ok_and(|text| text == tracker_text(inner).as_bytes())
     });
-    let same = manifest.fingerprint == plan.fingerprint && manifest.files.iter().all(whole) && tracked;
-    Ok(same.then(|| report(plan, &manifest, 0, true, started)))
+    if manifest.fingerprint != plan.fingerprint || !manifest.files.iter().all(whole) || !tracked {
+        return Ok(None);
+    }
+    // A run that was stopped after publishing leaves its staging folder, with what it replaced.
+    if fs::stale_stagings(&plan.destination).iter().any(|p| p.to_string_lossy().ends_with(&plan.staging_id)) {
+        Staging::open(&plan.destination, &plan.staging_id)?.discard()?;
+    }
+    Ok(Some(report(plan, &manifest, 0, true, started)))
 }
 
 fn report(plan: &Plan, manifest: &Manifest, resumed: u64, already_complete: bool, started: Instant) -> Report {

@@ -138,9 +138,10 @@ fn tenth(total: u64) -> u64 {
     (total / 10).max(1)
 }
 
-/// Columns of the terminal on stderr.
+/// Columns of the terminal on stderr; some say 0 for "not known".
 fn columns() -> usize {
-    rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |size| usize::from(size.ws_col).max(20))
+    let columns = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(0, |size| usize::from(size.ws_col));
+    if columns == 0 { 80 } else { columns }
 }
 
 #[cfg(test)]

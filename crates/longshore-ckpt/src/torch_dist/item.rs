@@ -132,7 +132,9 @@ fn tensor_pickle(dtype: Dtype, sizes: &[u64]) -> Vec<u8> {
     w.uint(0);
     for dims in [sizes, &strides(sizes)] {
         w.mark();
-        dims.iter().for_each(|&n| w.uint(n));
+        for &n in dims {
+            w.uint(n);
+        }
         w.tuple();
     }
     w.bool(false);
@@ -208,7 +210,8 @@ fn malformed<T>(what: impl Into<String>) -> Result<T, LocateError> {
 fn data_pickle(archive: &mut Archive<'_, '_>, limit: u64) -> Result<Pickle, LocateError> {
     let Some(bytes) = archive.read("data.pkl", limit)? else { return malformed("the record `data.pkl` is missing") };
     let at = archive.find("data.pkl").map_or(0, |r| r.data_offset);
-    Pickle::parse(&bytes).map_err(|e| LocateError::Malformed(ParseError::new(at + e.offset, format!("data.pkl: {}", e.what))))
+    Pickle::parse(&bytes)
+        .map_err(|e| LocateError::Malformed(ParseError::new(at + e.offset, format!("data.pkl: {}", e.what))))
 }
 
 /// A tensor as its pickle describes it.
@@ -228,7 +231,9 @@ fn tensor_of(mut view: View<'_>) -> Result<Tensor<'_>, LocateError> {
     for _ in 0..MAX_WRAPPERS {
         let args: Vec<View<'_>> = view.args().and_then(View::items).into_iter().flatten().collect();
         match (view.class_parts(), &args[..]) {
-            (Some(("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state")), [inner, ..]) => view = *inner,
+            (Some(("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state")), [inner, ..]) => {
+                view = *inner;
+            }
             (Some(("torch._utils", "_rebuild_tensor_v2")), [storage, first, sizes, stride, ..]) => {
                 return rebuild(*storage, None, [*first, *sizes, *stride]);
             }
@@ -263,7 +268,9 @@ fn rebuild<'a>(
         }
         (Some(("torch.storage", "UntypedStorage")), Some(dtype)) => {
             let known = dtype.class_parts().filter(|c| c.0 == "torch").and_then(|c| Dtype::from_torch_name(c.1));
-            let Some(known) = known else { return Err(LocateError::Unsupported(format!("the type {}", describe(dtype)))) };
+            let Some(known) = known else {
+                return Err(LocateError::Unsupported(format!("the type {}", describe(dtype))));
+            };
             (known, 1)
         }
         _ => return Err(LocateError::Unsupported(format!("a tensor in {}", describe(class)))),

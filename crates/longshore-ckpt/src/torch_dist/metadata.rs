@@ -317,12 +317,16 @@ fn write_properties(w: &mut Writer, dtype: Dtype) {
 /// A `torch.Size`, shared among equal ones, which are immutable.
 fn write_size(w: &mut Writer, size: &[u64]) {
     let mut key = b"size".to_vec();
-    size.iter().for_each(|n| key.extend_from_slice(&n.to_le_bytes()));
+    for n in size {
+        key.extend_from_slice(&n.to_le_bytes());
+    }
     w.shared(&key, |w| {
         w.global("torch", "Size");
         w.mark();
         w.mark();
-        size.iter().for_each(|&n| w.uint(n));
+        for &n in size {
+            w.uint(n);
+        }
         w.tuple();
         w.tuple();
         w.raw(b"R");

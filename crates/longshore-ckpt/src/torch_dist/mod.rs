@@ -56,7 +56,10 @@ pub fn inner_folder(path: &Path) -> Result<PathBuf> {
     }
     let tracker = path.join(TRACKER);
     if !fs::exists(&tracker) {
-        return Err(Error::NotFound { path: path.to_owned(), what: format!("there is no `{MARKER}` and no `{TRACKER}`") });
+        return Err(Error::NotFound {
+            path: path.to_owned(),
+            what: format!("there is no `{MARKER}` and no `{TRACKER}`"),
+        });
     }
     let bytes = fs::read_small(&tracker, MAX_TRACKER)?;
     let text = bytes.trim_ascii();
@@ -72,7 +75,10 @@ pub fn inner_folder(path: &Path) -> Result<PathBuf> {
     if fs::exists(&inner.join(MARKER)) {
         return Ok(inner);
     }
-    Err(Error::NotFound { path: inner, what: format!("there is no `{MARKER}`, although `{TRACKER}` names this folder") })
+    Err(Error::NotFound {
+        path: inner,
+        what: format!("there is no `{MARKER}`, although `{TRACKER}` names this folder"),
+    })
 }
 
 /// Opens the checkpoint whose root or inner folder is `path`. Reads the table and the common state and checks that every

@@ -75,17 +75,33 @@ enum Node {
     Persistent(NodeId),
 }
 
+/// A [`NodeId`] or nothing, in the space of one.
+#[derive(Clone, Copy, Debug)]
+struct Link(u32);
+
+impl Link {
+    const NONE: Self = Self(u32::MAX);
+
+    fn to(id: NodeId) -> Self {
+        Self(id.0)
+    }
+
+    fn get(self) -> Option<NodeId> {
+        (self.0 != u32::MAX).then_some(NodeId(self.0))
+    }
+}
+
 /// What Python would make by calling something.
 #[derive(Clone, Copy, Debug)]
 struct Object {
     callable: NodeId,
     args: NodeId,
     /// The argument of `BUILD`.
-    state: Option<NodeId>,
+    state: Link,
     /// A list or set node: what `APPEND` and `ADDITEMS` added.
-    items: Option<NodeId>,
+    items: Link,
     /// A dict node: what `SETITEM` set.
-    entries: Option<NodeId>,
+    entries: Link,
 }
 
 /// A parsed pickle.

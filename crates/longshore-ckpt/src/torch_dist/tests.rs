@@ -10,10 +10,7 @@ fn goldens() -> Option<Vec<PathBuf>> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
     let shared = std::env::var_os("LONGSHORE_DATA").map_or(beside, PathBuf::from);
     let Ok(folder) = std::fs::read_dir(shared.join("golden/torch_dist")) else {
-        #[expect(clippy::print_stderr, reason = "says that a test saw nothing")]
-        {
-            eprintln!("skipped: shared data not present");
-        }
+        eprintln!("skipped: shared data not present");
         return None;
     };
     let mut out: Vec<_> = folder.map(|entry| entry.unwrap().path()).filter(|p| p.is_dir()).collect();
@@ -42,7 +39,8 @@ fn keys_shapes_types_and_chunks_are_megatrons() {
             let info = &catalog.tensors[&key];
             assert_eq!(info.dtype.torch_name(), want["dtype"].as_str().unwrap());
             assert_eq!(info.shape, dims(&want["shape"]), "{key}");
-            let mut found: Vec<_> = info.chunks.iter().map(|c| (c.rect.offsets.clone(), c.rect.sizes.clone())).collect();
+            let mut found: Vec<_> =
+                info.chunks.iter().map(|c| (c.rect.offsets.clone(), c.rect.sizes.clone())).collect();
             let chunks = want["chunks"].as_array().unwrap().iter();
             let mut want: Vec<_> = chunks.map(|c| (dims(&c[0]), dims(&c[1]))).collect();
             found.sort();
@@ -109,15 +107,17 @@ fn tables_of_megatron_survive_writing() {
 #[test]
 fn a_table_cut_or_damaged_anywhere_is_refused_or_read() {
     let Some(goldens) = goldens() else { return };
-    let bytes = std::fs::read(inner_folder(&goldens[1]).unwrap().join(TABLE)).unwrap();
+    let tables = goldens.iter().map(|g| std::fs::read(inner_folder(g).unwrap().join(TABLE)).unwrap());
+    let bytes = tables.min_by_key(Vec::len).unwrap();
     for cut in 0..bytes.len() {
         assert!(metadata::parse(&bytes[..cut]).is_err());
     }
     let mut damaged = bytes.clone();
     for at in 0..bytes.len() {
-        damaged[at] ^= 1 << (at % 8);
+        let bit = 1 << (at % 8);
+        damaged[at] ^= bit;
         let _ = metadata::parse(&damaged);
-        damaged[at] = bytes[at];
+        damaged[at] ^= bit;
     }
 }
 

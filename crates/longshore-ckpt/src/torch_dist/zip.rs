@@ -147,13 +147,12 @@ impl<'a, 'b> Source<'a, 'b> {
             (self.read)(offset, &mut bytes)?;
             return Ok(bytes);
         };
-        let bytes = match cache {
-            Some(bytes) => bytes,
-            None => {
-                let mut bytes = vec![0; window as usize];
-                (self.read)(start, &mut bytes)?;
-                cache.insert(bytes)
-            }
+        let bytes = if let Some(bytes) = cache {
+            bytes
+        } else {
+            let mut bytes = vec![0; window as usize];
+            (self.read)(start, &mut bytes)?;
+            cache.insert(bytes)
         };
         Ok(bytes[(offset - start) as usize..][..len as usize].to_vec())
     }
@@ -488,7 +487,9 @@ impl Entry {
 pub(super) fn finish(out: &mut Vec<u8>, start: u64, entries: &[Entry], crc32: u32) {
     let offset = start + out.len() as u64;
     let from = out.len();
-    entries.iter().for_each(|e| e.central(out, crc32));
+    for entry in entries {
+        entry.central(out, crc32);
+    }
     let size = (out.len() - from) as u64;
     let count = entries.len() as u64;
     if offset >= u32::MAX.into() {

@@ -3,7 +3,7 @@
 use super::layout::safetensors_files;
 use super::{
     Content, Note, NoteKind, Plan, Side, SmallFile, Summary, cast_notes, companions, fingerprints, identities,
-    inexact_elements, is_widening, layers_text, model_error, open_all, space_note,
+    inexact_elements, is_widening, layers_text, model_error, open_all, real_path, space_note, staging_notes,
 };
 use crate::arch::rule_rows;
 use crate::compare::surplus;
@@ -122,6 +122,7 @@ pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -
     let casts = cast_notes(&recipes, &mut notes);
     let bytes = files.iter().map(super::OutFile::size).sum();
     let free_space = space_note(destination, bytes, &mut notes);
+    staging_notes(destination, &staging_id, &mut notes);
     let summary = Summary {
         source: Side {
             format: catalog.format,
@@ -157,7 +158,7 @@ pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -
         direction: Direction::Export,
         catalog,
         identities,
-        destination: destination.into(),
+        destination: real_path(destination)?,
         inner: None,
         rules: rule_rows(&mapping),
         recipes,

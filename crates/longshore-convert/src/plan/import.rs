@@ -3,7 +3,7 @@
 use super::layout::torch_dist_files;
 use super::{
     Content, Item, Note, NoteKind, Plan, Side, SmallFile, Summary, cast_notes, companions, fingerprints, identities,
-    layers_text, model_error, space_note,
+    layers_text, model_error, real_path, space_note, staging_notes,
 };
 use crate::arch::{SpecKeys, rule_rows};
 use crate::config::megatron;
@@ -76,6 +76,7 @@ pub fn plan_import(source: &Path, destination: &Path, options: &ImportOptions) -
     let casts = cast_notes(&recipes, &mut notes);
     let bytes = files.iter().map(super::OutFile::size).sum();
     let free_space = space_note(destination, bytes, &mut notes);
+    staging_notes(destination, &staging_id, &mut notes);
     let inner = options.iteration.map_or_else(|| "release".to_string(), |n| format!("iter_{n:07}"));
     let chunk_count = files.iter().flat_map(|f| &f.items).filter(|i| matches!(i, Item::Chunk { .. })).count();
     let summary = Summary {
@@ -113,7 +114,7 @@ pub fn plan_import(source: &Path, destination: &Path, options: &ImportOptions) -
         direction: Direction::Import,
         catalog,
         identities,
-        destination: destination.into(),
+        destination: real_path(destination)?,
         inner: Some(inner),
         rules: rule_rows(&mapping),
         recipes,

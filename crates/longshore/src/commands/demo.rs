@@ -47,6 +47,7 @@ pub(super) fn run(args: &DemoArgs, report: &Report) -> Result<Answer> {
         report.json("demo", &fields)?;
     }
     let took = seconds(started.elapsed().as_secs_f64());
+    report.say("\n");
     report.status("Proved", &format!("the model went to Megatron-Core and back unchanged, in both specs  in {took}"));
     Ok(Answer::Yes)
 }

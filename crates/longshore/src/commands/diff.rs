@@ -76,7 +76,7 @@ fn row(entry: &DiffEntry) -> [String; 3] {
         Difference::Values { count: n, max_abs, max_rel, first, a, b } => (
             "values",
             format!(
-                "{} differ, max abs {max_abs:.3e}, max rel {max_rel:.3e}, first at {first:?}: {a:?} and {b:?}",
+                "{} of different value, max abs {max_abs:.3e}, max rel {max_rel:.3e}, first at {first:?}: {a:?} and {b:?}",
                 counted(*n, "element")
             ),
         ),
@@ -106,7 +106,7 @@ missing  a         only in the first
 missing  b         only in the second
 shape    c.weight  [2] and [3, 1]
 dtype    d         bfloat16 and float32
-values   d         1,200 elements differ, max abs 5.000e-1, max rel 2.500e-1, first at [0, 7]: 2.0 and 1.5
+values   d         1,200 elements of different value, max abs 5.000e-1, max rel 2.500e-1, first at [0, 7]: 2.0 and 1.5
 ";
         assert_eq!(entries(&list), expected);
         assert_eq!(differences(&list), "4 tensors differ");

@@ -51,7 +51,7 @@ pub(super) fn run(command: &str, paths: &Paths, options: &WriteOptions, report: 
         let progress = ProgressBar::new(report)?;
         let run = RunOptions { threads: options.threads, force: options.force };
         let result = progress.finish(execute(&plan, &run, &progress))?;
-        say_result(&result, started, report);
+        say_result(&result, plan.summary().target.files, started, report);
         fields["result"] = json!(result);
         fields["timings"] = json!({"plan_seconds": plan_seconds, "total_seconds": started.elapsed().as_secs_f64()});
         fields["peak_memory"] = json!(peak_memory());
@@ -181,7 +181,11 @@ fn plan_table(plan: &Plan, tensors: bool) -> String {
     if tensors {
         let mut rows = vec![["tensor", "dtype", "shape", "file", "rule", "from"].map(str::to_owned).to_vec()];
         rows.extend(plan.tensors().into_iter().map(|row| {
-            vec![row.name, row.dtype.to_string(), format!("{:?}", row.shape), row.file, row.rule, row.from.join(", ")]
+            let shape = format!("{:?}", row.shape);
+            // A tensor of experts comes from hundreds; `--json` has them all.
+            let more = if row.from.len() > 1 { format!(" and {} more", row.from.len() - 1) } else { String::new() };
+            let from = row.from.first().map(|name| format!("{name}{more}")).unwrap_or_default();
+            vec![row.name, row.dtype.to_string(), shape, row.file, row.rule, from]
         }));
         text += "\n";
         text += &table(&rows, &[]);
@@ -189,7 +193,7 @@ fn plan_table(plan: &Plan, tensors: bool) -> String {
     text
 }
 
-fn say_result(result: &run::Report, started: Instant, report: &Report) {
+fn say_result(result: &run::Report, data_files: u64, started: Instant, report: &Report) {
     for file in &result.files {
         report.detail("Wrote", &format!("{}  {}  crc32 {:08x}", file.name, bytes(file.size), file.crc32));
     }
@@ -198,8 +202,8 @@ fn say_result(result: &run::Report, started: Instant, report: &Report) {
         return;
     }
     if result.resumed_files > 0 {
-        let total = result.files.len();
-        report.status("Resumed", &format!("{} of {total} files were finished", count(result.resumed_files)));
+        let finished = count(result.resumed_files);
+        report.status("Resumed", &format!("{finished} of {} were finished", counted(data_files, "data file")));
     }
     let rate = rate(result.bytes, result.seconds);
     let peak = peak_memory().map(|peak| format!(", peak {}", bytes(peak))).unwrap_or_default();

@@ -2,13 +2,14 @@
 
 use crate::harness::{Dir, model, snapshot};
 use serde_json::{Value, json};
+use std::process::Stdio;
 
 fn source() -> String {
     model().display().to_string()
 }
 
 /// The header entry of an embedding.
-const EMBEDDING: &str = "model.embeddings.weight";
+const EMBEDDING: &str = "backbone.embeddings.weight";
 
 #[test]
 fn a_conversion_says_what_it_reads_writes_and_did() {
@@ -65,7 +66,7 @@ fn model_arguments_that_contradict_the_model_are_refused() {
 fn options_of_the_layout_are_shown() {
     let args = ["--tp", "2", "--ep", "2", "--etp", "1", "--make-vocab-size-divisible-by", "1000", "--dtype", "fp32"];
     let dir = Dir::new();
-    snapshot!(dir.ok(&[&["convert", &source(), "out", "--dry-run", "--quiet"][..], &args].concat()));
+    snapshot!(dir.ok(&[&["convert", &source(), "out"][..], &args].concat()));
     let object = dir.json(&[&["convert", &source(), "out", "--dry-run"][..], &args].concat());
     assert_eq!(object["options"]["tp"], json!({"value": 2, "origin": "flag"}));
     assert_eq!(object["options"]["pp"], json!({"value": 1, "origin": "default"}));
@@ -99,8 +100,8 @@ fn all_problems_of_a_source_come_at_once() {
     let dir = Dir::new();
     dir.model_with("bad", |header| {
         let entry = header.remove(EMBEDDING).expect("the embedding");
-        header.insert("model.embedding.weight".into(), entry);
-        let norm = header.get_mut("model.norm_f.weight").expect("the last norm");
+        header.insert("backbone.embedding.weight".into(), entry);
+        let norm = header.get_mut("backbone.norm_f.weight").expect("the last norm");
         norm["shape"] = json!([2, 128]);
     });
     snapshot!(dir.run(&["convert", "bad", "out"]));
@@ -113,7 +114,7 @@ fn a_tensor_too_many_is_refused_unless_it_may_be_dropped() {
     let dir = Dir::new();
     dir.model_with("more", |header| {
         let end = header.values().filter_map(|entry| entry["data_offsets"][1].as_u64()).max().expect("an end");
-        header.insert("model.extra".into(), json!({"dtype": "F32", "shape": [0], "data_offsets": [end, end]}));
+        header.insert("backbone.extra".into(), json!({"dtype": "F32", "shape": [0], "data_offsets": [end, end]}));
     });
     snapshot!(dir.run(&["convert", "more", "out"]));
     snapshot!("a_tensor_that_may_be_dropped", dir.ok(&["convert", "more", "out", "--allow-unmapped"]));
@@ -131,6 +132,39 @@ fn a_truncated_source_is_named() {
     let file = std::fs::OpenOptions::new().write(true).open(folder.join("model.safetensors")).expect("the file");
     file.set_len(file.metadata().expect("its length").len() - 1).expect("a shorter file");
     snapshot!(dir.run(&["convert", "short", "out"]));
+}
+
+#[test]
+fn ctrl_c_leaves_what_the_same_command_takes_up() {
+    let dir = Dir::new();
+    dir.model_of_size("large", 200_000);
+    let args = ["convert", "large", "out", "--max-file-size", "10MB", "--threads", "1"];
+    let mut child = dir.command(&args).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let staging = || {
+        let names =
+            std::fs::read_dir(dir.path(".")).expect("a folder").filter_map(|entry| Some(entry.ok()?.file_name()));
+        names.filter_map(|name| name.into_string().ok()).find(|name| name.starts_with("out.partial-"))
+    };
+    // Two finished files are enough to resume with.
+    let finished = || {
+        let folder = dir.path(&staging()?).join("files/release");
+        Some(std::fs::read_dir(folder).ok()?.count() > 2)
+    };
+    while finished() != Some(true) {
+        assert_eq!(child.try_wait().expect("it runs"), None, "it ended before it could be interrupted");
+        std::thread::yield_now();
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it runs");
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(130));
+    assert!(!dir.path("out").exists());
+    let said = String::from_utf8(output.stderr).expect("UTF-8").replace(&staging().expect("a folder"), "[STAGING]");
+    snapshot!("interrupted", said);
+    let again = dir.json(&args);
+    assert!(again["result"]["resumed_files"].as_u64().is_some_and(|files| files > 0), "{again}");
+    assert_eq!(staging(), None);
+    dir.ok(&["verify", "out", "--against", "large"]);
 }
 
 #[test]

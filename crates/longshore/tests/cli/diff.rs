@@ -20,9 +20,9 @@ fn equal_checkpoints_are_equal_across_formats() {
 fn every_difference_is_listed() {
     let dir = Dir::new();
     let folder = dir.model_with("other", |header| {
-        let entry = header.remove("model.layers.0.norm.weight").expect("a norm");
-        header.insert("model.layers.0.other.weight".into(), entry);
-        let norm = header.get_mut("model.layers.1.norm.weight").expect("a norm");
+        let entry = header.remove("backbone.layers.0.norm.weight").expect("a norm");
+        header.insert("backbone.layers.0.other.weight".into(), entry);
+        let norm = header.get_mut("backbone.layers.1.norm.weight").expect("a norm");
         norm["shape"] = json!([2, 128]);
     });
     // Two bytes of the last tensor: one bfloat16 becomes 1.0.

@@ -49,7 +49,7 @@ fn a_cached_repository_is_found_by_its_id() {
     std::fs::write(repo.join("refs/main"), "0123abcd").expect("a new file");
     std::os::unix::fs::symlink(model(), repo.join("snapshots/0123abcd")).expect("a new link");
     let object = dir.json(&["inspect", "org/name"]);
-    assert_eq!(object["tensors"].as_array().map(Vec::len), Some(126));
+    assert_eq!(object["tensors"].as_array().map(Vec::len), Some(139));
 }
 
 #[test]

@@ -51,7 +51,9 @@ fn view_pickle(first: u64, sizes: &[u64], strides: &[u64]) -> Vec<u8> {
     w.uint(first);
     for dims in [sizes, strides] {
         w.mark();
-        dims.iter().for_each(|&n| w.uint(n));
+        for &n in dims {
+            w.uint(n);
+        }
         w.tuple();
     }
     w.raw(b"\x89}tR");
@@ -121,7 +123,7 @@ fn part_of_a_storage_is_located_without_a_checksum() {
     let data = [1u8; 16];
     let found = locate_in(&with_pickle(&view_pickle(1, &[1, 3], &[99, 1]), &data)).unwrap();
     assert_eq!((found.payload_len, &found.sizes[..], found.crc32), (12, &[1u64, 3][..], None));
-    let whole = locate_in(&with_pickle(&view_pickle(0, &[4], &[1]), &data)).unwrap();
+    let whole = locate_in(&with_pickle(&view_pickle(0, &[1, 4], &[99, 1]), &data)).unwrap();
     assert_eq!(whole.payload_offset + 4, found.payload_offset);
     assert!(whole.crc32.is_some());
 }
@@ -155,9 +157,7 @@ fn a_parameter_is_its_tensor() {
 #[test]
 fn big_endian_is_refused_and_no_byte_order_means_little() {
     let pickle = view_pickle(0, &[4], &[1]);
-    let of = |order| {
-        archive(&[("a/data.pkl", &pickle), ("a/byteorder", order), ("a/data/0", &[0; 16])])
-    };
+    let of = |order| archive(&[("a/data.pkl", &pickle), ("a/byteorder", order), ("a/data/0", &[0; 16])]);
     assert!(locate_in(&of(b"big")).unwrap_err().to_string().contains("byte order `big` is not supported"));
     locate_in(&of(b"little")).unwrap();
     locate_in(&with_pickle(&pickle, &[0; 16])).unwrap();
@@ -188,7 +188,9 @@ fn damage_never_panics_and_never_leaves_the_item() {
     }
     let objects = empty_extra_state();
     for at in 0..small.len() {
-        for byte in [0, 1, 2, 8, 0x2a, 0x50, 0x7f, 0x80, 0xfe, 0xff].into_iter().chain((0..8).map(|b| small[at] ^ (1 << b))) {
+        for byte in
+            [0, 1, 2, 8, 0x2a, 0x50, 0x7f, 0x80, 0xfe, 0xff].into_iter().chain((0..8).map(|b| small[at] ^ (1 << b)))
+        {
             let mut damaged = small.clone();
             damaged[at] = byte;
             if let Ok(found) = locate_in(&damaged) {
@@ -226,7 +228,7 @@ fn lies_about_offsets_and_sizes_are_refused() {
     assert!(change(directory + 46, b"x").contains("another name"));
     assert!(change(directory + 46, b"\xff").contains("not UTF-8"));
     assert!(change(end + 8, &[3, 0, 3, 0]).contains("bytes follow the 3 records"));
-    assert!(change(end + 8, &[5, 0, 5, 0]).contains("expected a record of the directory") || end == 0);
+    assert!(change(end + 8, &[5, 0, 5, 0]).contains("a zip structure ends early"));
     assert!(change(end + 16, &[0]).contains("expected the end of the directory"));
     assert!(change(end + 20, &[1]).contains("comment"));
     assert!(change(end + 16, &[0xff; 4]).contains("zip64 end record is missing"));

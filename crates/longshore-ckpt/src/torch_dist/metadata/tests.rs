@@ -36,8 +36,16 @@ fn what_is_written_is_read() {
 fn classes_sizes_and_paths_are_written_once() {
     let bytes = write(&table());
     let count = |text: &str| bytes.windows(text.len()).filter(|w| *w == text.as_bytes()).count();
-    let texts = ["Metadata\n", "MetadataIndex", "_StorageInfo", "ctorch\nSize", "__0_0.distcp", "relative_path", "bfloat16"];
-    assert_eq!(texts.map(count), [1; 7].map(|n: usize| n).map(|n| n), "{texts:?}");
+    let texts = [
+        "metadata\nMetadata\n",
+        "MetadataIndex",
+        "_StorageInfo",
+        "ctorch\nSize",
+        "__0_0.distcp",
+        "relative_path",
+        "bfloat16",
+    ];
+    assert_eq!(texts.map(count), [1; 7], "{texts:?}");
 }
 
 /// A table of one tensor written by hand; each part can be replaced.
@@ -101,7 +109,10 @@ fn what_is_needed_is_checked() {
     let cases: [(Parts, &str); 15] = [
         (Parts { key: b"K\x01", ..d() }, "a key is an integer, expected a string"),
         (Parts { properties: b"N", ..d() }, "`w`: its properties have no state"),
-        (Parts { properties: b"cm\nP\n)\x81(ctorch\ncomplex64\ntb", ..d() }, "`w`: its dtype `torch.complex64` is not supported"),
+        (
+            Parts { properties: b"cm\nP\n)\x81(ctorch\ncomplex64\ntb", ..d() },
+            "`w`: its dtype `torch.complex64` is not supported",
+        ),
         (Parts { size: b"(J\xff\xff\xff\xfft", ..d() }, "`w`: its size is not made of numbers from 0"),
         (Parts { size: b"(\x8a\x08\0\0\0\0\0\0\0\x40t", ..d() }, "`w`: the shape [4611686018427387904] overflows"),
         (Parts { size: b"(\x8a\x09\0\0\0\0\0\0\0\x80\x00t", ..d() }, "`w`: the shape [9223372036854775808] overflows"),
@@ -115,11 +126,17 @@ fn what_is_needed_is_checked() {
         ),
         (Parts { index: b"U\x03fqnU\x01w", ..d() }, "`w`: its place in storage_data has no offset"),
         (
-            Parts { info: b"U\x0drelative_pathU\x01fU\x06offset\x8a\x09\xff\xff\xff\xff\xff\xff\xff\xff\0U\x06lengthK\x09", ..d() },
+            Parts {
+                info: b"U\x0drelative_pathU\x01fU\x06offset\x8a\x09\xff\xff\xff\xff\xff\xff\xff\xff\0U\x06lengthK\x09",
+                ..d()
+            },
             "`w`: 9 bytes at 18446744073709551615 overflow",
         ),
         (
-            Parts { info: b"U\x0drelative_pathU\x01fU\x06offsetK\x00U\x06lengthK\x09U\x15transform_descriptors](Ne", ..d() },
+            Parts {
+                info: b"U\x0drelative_pathU\x01fU\x06offsetK\x00U\x06lengthK\x09U\x15transform_descriptors](Ne",
+                ..d()
+            },
             "`w`: stored through a transform, which is not supported",
         ),
         (Parts { more: b"U\x01xcm\nBytesStorageMetadata\n)\x81", ..d() }, "`x` has no place in storage_data"),
@@ -132,7 +149,8 @@ fn what_is_needed_is_checked() {
 #[test]
 fn one_state_shared_by_many_rows_is_not_searched_without_bound() {
     // An attribute that is there, in a state with far too many others.
-    let crowded = [&b"cm\nM\n)\x81}(U\x13state_dict_metadata}"[..], &b"NN".repeat(100), b"U\x0cstorage_data}ub."].concat();
+    let crowded =
+        [&b"cm\nM\n)\x81}(U\x13state_dict_metadata}"[..], &b"NN".repeat(100), b"U\x0cstorage_data}ub."].concat();
     assert!(parse(&crowded).unwrap_err().what.contains("expected an object with state_dict_metadata"));
 }
 

@@ -3,8 +3,9 @@
 //! Every opcode adds at most a constant to the arena beyond the bytes it brings, and nothing recurses, so time and memory
 //! are linear in the input. Indices fit `u32` because the input does.
 
-use super::{NO_SEGMENT, Node, NodeId, Object, Pickle, Run, Segment, Span};
+use super::{Link, NO_SEGMENT, Node, NodeId, Object, Pickle, Run, Segment, Span};
 use crate::error::ParseError;
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -32,8 +33,13 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Pickle> {
     if machine.at < bytes.len() {
         return Err(ParseError::new(machine.at as u64, "bytes follow the end of the pickle"));
     }
-    machine.pickle.root = machine.result.unwrap_or(NONE);
-    Ok(machine.pickle)
+    let Machine { mut pickle, result, .. } = machine;
+    pickle.root = result.unwrap_or(NONE);
+    pickle.nodes.shrink_to_fit();
+    pickle.pool.shrink_to_fit();
+    pickle.segments.shrink_to_fit();
+    pickle.objects.shrink_to_fit();
+    Ok(pickle)
 }
 
 struct Machine<'a> {
@@ -66,13 +72,15 @@ struct Memo {
 impl Memo {
     fn put(&mut self, index: u64, id: NodeId) {
         let len = self.dense.len() as u64;
-        if index < len {
-            self.dense[index as usize] = id;
-        } else if index == len {
-            self.dense.push(id);
-            self.sparse.remove(&index);
-        } else {
-            self.sparse.insert(index, id);
+        match index.cmp(&len) {
+            Ordering::Less => self.dense[index as usize] = id,
+            Ordering::Equal => {
+                self.dense.push(id);
+                self.sparse.remove(&index);
+            }
+            Ordering::Greater => {
+                self.sparse.insert(index, id);
+            }
         }
     }
 
@@ -344,7 +352,7 @@ impl<'a> Machine<'a> {
     }
 
     fn push_int(&mut self, value: i64) -> Result<()> {
-        let slot = (value ^ (value >> 8) ^ (value >> 16)) as usize % INT_SLOTS;
+        let slot = (value ^ (value >> 8) ^ (value >> 16)).cast_unsigned() as usize % INT_SLOTS;
         let (cached, id) = self.ints[slot];
         if cached == value && id != NONE {
             self.stack.push(id);
@@ -390,7 +398,10 @@ impl<'a> Machine<'a> {
     fn intern(&mut self, text: &str) -> Result<NodeId> {
         let hash = self.hasher.hash_one(text);
         let short = text.len() <= INTERN_LIMIT;
-        if short && let Some(&id) = self.strings.get(&hash) && self.text(id) == Some(text) {
+        if short
+            && let Some(&id) = self.strings.get(&hash)
+            && self.text(id) == Some(text)
+        {
             return Ok(id);
         }
         let span = Span { start: self.index(self.pickle.text.len())?, len: self.index(text.len())? };
@@ -438,7 +449,7 @@ impl<'a> Machine<'a> {
 
     /// Adds to the collection on top of the stack, or to the object there, which gets a collection for it.
     fn extend(&mut self, kind: Kind, items: &[NodeId]) -> Result<()> {
-        if kind == Kind::Dict && items.len() % 2 != 0 {
+        if kind == Kind::Dict && !items.len().is_multiple_of(2) {
             return self.fail("a dict's key has no value");
         }
         let top = self.top()?;
@@ -466,7 +477,7 @@ impl<'a> Machine<'a> {
     fn collection_of(&mut self, object: usize, kind: Kind) -> Result<NodeId> {
         let known = self.pickle.objects[object];
         let slot = if kind == Kind::Dict { known.entries } else { known.items };
-        if let Some(id) = slot {
+        if let Some(id) = slot.get() {
             let matches = match self.pickle.nodes[id.0 as usize] {
                 Node::List(_) => kind == Kind::List,
                 Node::Set(_) => kind == Kind::Set,
@@ -476,7 +487,7 @@ impl<'a> Machine<'a> {
         }
         let id = self.add(Self::empty(kind))?;
         let object = &mut self.pickle.objects[object];
-        *(if kind == Kind::Dict { &mut object.entries } else { &mut object.items }) = Some(id);
+        *(if kind == Kind::Dict { &mut object.entries } else { &mut object.items }) = Link::to(id);
         Ok(id)
     }
 
@@ -569,7 +580,7 @@ impl<'a> Machine<'a> {
 
     fn push_object(&mut self, callable: NodeId, args: NodeId) -> Result<()> {
         let index = self.index(self.pickle.objects.len())?;
-        self.pickle.objects.push(Object { callable, args, state: None, items: None, entries: None });
+        self.pickle.objects.push(Object { callable, args, state: Link::NONE, items: Link::NONE, entries: Link::NONE });
         self.push(Node::Object(index))
     }
 
@@ -655,10 +666,10 @@ impl<'a> Machine<'a> {
             return self.fail("state is given to a value that is no object");
         };
         let slot = &mut self.pickle.objects[index as usize].state;
-        if slot.is_some() {
+        if slot.get().is_some() {
             return self.fail("state is given to an object twice");
         }
-        *slot = Some(state);
+        *slot = Link::to(state);
         Ok(())
     }
 }

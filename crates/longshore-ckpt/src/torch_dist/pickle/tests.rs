@@ -179,7 +179,8 @@ fn each_opcode_does_what_pickletools_says() {
         (b"", "error: byte 0: the pickle ends early"),
     ];
     for (bytes, want) in cases {
-        let want = if *want == "[[…]]" { format!("{}…{}", "[".repeat(17), "]".repeat(17)) } else { (*want).to_owned() };
+        let want =
+            if *want == "[[…]]" { format!("{}…{}", "[".repeat(17), "]".repeat(17)) } else { (*want).to_owned() };
         assert_eq!(text(bytes), want, "{}", bytes.escape_ascii());
     }
 }
@@ -317,7 +318,8 @@ fn lengths_beyond_the_input_allocate_nothing() {
 #[test]
 fn nodes_are_small_and_few() {
     assert_eq!(size_of::<Node>(), 16);
-    let pickle = Pickle::parse(&[b"]".as_slice(), &b"X\x03\x00\x00\x00abcaM\x00\x10a".repeat(1000), b"."].concat()).unwrap();
+    let pickle =
+        Pickle::parse(&[b"]".as_slice(), &b"X\x03\x00\x00\x00abcaM\x00\x10a".repeat(1000), b"."].concat()).unwrap();
     assert!(pickle.nodes.len() < 20, "equal strings and integers are stored once");
     assert_eq!(pickle.segments.len(), 1, "items added one by one share a segment");
 }

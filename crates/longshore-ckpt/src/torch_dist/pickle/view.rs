@@ -1,6 +1,6 @@
 //! Looking at the values of a pickle.
 
-use super::{NO_SEGMENT, Node, NodeId, Object, Pickle, Run, Span};
+use super::{Link, NO_SEGMENT, Node, NodeId, Object, Pickle, Run, Span};
 use std::fmt::Write;
 
 /// Levels that [`View::to_text`] shows.
@@ -116,7 +116,7 @@ impl<'a> View<'a> {
         match self.node() {
             Node::List(run) | Node::Set(run) => Some(Items::of_run(self.pickle, run)),
             Node::Tuple(span) => Some(Items { pickle: self.pickle, span, next: NO_SEGMENT, left: span.len as usize }),
-            Node::Object(index) => self.at(self.pickle.objects[index as usize].items?).items(),
+            Node::Object(index) => self.at(self.pickle.objects[index as usize].items.get()?).items(),
             _ => None,
         }
     }
@@ -126,7 +126,7 @@ impl<'a> View<'a> {
     pub fn entries(self) -> Option<Entries<'a>> {
         match self.node() {
             Node::Dict(run) => Some(Entries(Items::of_run(self.pickle, run))),
-            Node::Object(index) => self.at(self.pickle.objects[index as usize].entries?).entries(),
+            Node::Object(index) => self.at(self.pickle.objects[index as usize].entries.get()?).entries(),
             _ => None,
         }
     }
@@ -164,7 +164,7 @@ impl<'a> View<'a> {
 
     /// What an object's `__setstate__` would get.
     pub fn state(self) -> Option<View<'a>> {
-        Some(self.at(self.object()?.state?))
+        Some(self.at(self.object()?.state.get()?))
     }
 
     /// The dicts of an object's state: one, or (with slots) a pair of a dict or `None` and a dict.
@@ -245,7 +245,7 @@ impl<'a> View<'a> {
             None => self.at(object.callable).write_text(out, depth + 1),
         }
         self.at(object.args).write_text(out, depth + 1);
-        for part in [object.state, object.items, object.entries].into_iter().flatten() {
+        for part in [object.state, object.items, object.entries].into_iter().filter_map(Link::get) {
             out.push(' ');
             self.at(part).write_text(out, depth + 1);
         }

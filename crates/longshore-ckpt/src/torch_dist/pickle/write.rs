@@ -185,12 +185,16 @@ impl Writer {
             Plain::Str(v) => self.str(v),
             Plain::List(items) => {
                 self.raw(b"](");
-                items.iter().for_each(|v| self.plain(v));
+                for item in items {
+                    self.plain(item);
+                }
                 self.raw(b"e");
             }
             Plain::Tuple(items) => {
                 self.mark();
-                items.iter().for_each(|v| self.plain(v));
+                for item in items {
+                    self.plain(item);
+                }
                 self.tuple();
             }
             Plain::Dict(entries) => {

@@ -1,0 +1,11 @@
+//! The library against Megatron's own checkpoints, against its definition, and against sources that are wrong.
+
+mod casts;
+mod gather;
+mod golden;
+mod hf_folder;
+mod properties;
+mod random;
+mod refusals;
+mod shared_data;
+mod snapshots;

@@ -1,0 +1,111 @@
+//! Hostile checkpoints: what a file can lie about, through the whole program.
+//!
+//! `pickles`, `tables`, `zips`, `hf`, `folders` make the corpus in a temporary folder, because much of it is large, sparse
+//! or no regular file; `tests/hostile/` in the root of the repository adds the inputs that fuzzing found, byte for byte.
+//! `known` says what is expected of each. Every command runs over every entry with little address space and time, and
+//! may answer, but never be killed, panic, run out of memory or execute a payload.
+
+mod corpus;
+mod folders;
+mod hf;
+mod known;
+mod pickles;
+mod tables;
+mod zips;
+
+use corpus::{Corpus, Run};
+use known::{KNOWN, OPTIONS};
+use std::sync::Mutex;
+
+/// The commands that read a checkpoint. `@` is the entry, `@hf` and `@mc` are sound checkpoints of the same model.
+const COMMANDS: [&[&str]; 8] = [
+    &["inspect", "@"],
+    &["inspect", "--raw", "@"],
+    &["inspect", "--json", "@"],
+    &["verify", "--threads=2", "@"],
+    &["convert", "--dry-run", "--threads=2", "@", "out"],
+    &["export", "--dry-run", "--threads=2", "@", "out"],
+    &["diff", "--threads=2", "@", "@hf"],
+    &["diff", "--threads=2", "@mc", "@"],
+];
+
+#[test]
+fn every_entry_is_known() {
+    let corpus = Corpus::new();
+    let mut names = corpus.names();
+    names.sort();
+    let mut known: Vec<&str> = KNOWN.iter().map(|k| k.0).collect();
+    known.sort_unstable();
+    assert_eq!(names, known, "each entry of the corpus needs a line in known.rs, and the other way round");
+}
+
+#[test]
+fn no_entry_breaks_a_command() {
+    let corpus = Corpus::new();
+    let failures: Mutex<Vec<String>> = Mutex::default();
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let work = || {
+        while let Some(&(name, command, exit, says)) = KNOWN.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+            let found = check(&corpus, name, command, exit, says);
+            failures.lock().unwrap().extend(found);
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        work();
+    });
+    let failures = failures.into_inner().unwrap();
+    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
+    assert!(!corpus.path("executed").exists(), "a payload was executed");
+    assert!(!corpus.path("out").exists(), "a dry run wrote something");
+}
+
+/// What is wrong with the commands on one entry; `command` must exit with `exit` and say `says`.
+fn check(corpus: &Corpus, name: &str, command: &str, exit: i32, says: &str) -> Vec<String> {
+    let mut failures = Vec::new();
+    for words in COMMANDS {
+        let run = corpus.run(words, name);
+        let mut fail = |what: &str| failures.push(format!("{name}: {}: {what}\n{}", words.join(" "), run.shown()));
+        match run.exit {
+            Some(0..=2) => {}
+            Some(code) => fail(&format!("exit {code}")),
+            None => fail(if run.timed_out { "did not end" } else { "was killed" }),
+        }
+        if run.stderr.contains("panicked") {
+            fail("panicked");
+        }
+        if run.stdout.len() + run.stderr.len() > 4 << 20 {
+            fail("said more than 4 MiB");
+        }
+        let entry = name.rsplit('/').next().unwrap_or(name);
+        if run.exit == Some(2) && !run.stderr.contains(entry) && !names_config_field(&run) {
+            fail("the error does not name the file");
+        }
+        if words[..].join(" ").starts_with(command) && !words.contains(&"--raw") && !words.contains(&"--json") {
+            if run.exit != Some(exit) {
+                fail(&format!("expected exit {exit}"));
+            }
+            if !run.stdout.contains(says) && !run.stderr.contains(says) {
+                fail(&format!("expected it to say `{says}`"));
+            }
+        }
+    }
+    failures
+}
+
+/// A refused plan names tensors and rules, or the other checkpoint's file, not the folder that the user has just typed.
+fn names_config_field(run: &Run) -> bool {
+    ["problem", "expected", "is torch_dist already", "is safetensors already", "not a torch_dist", "`--raw`"]
+        .iter()
+        .any(|word| run.stderr.contains(word))
+}
+
+#[test]
+fn absurd_options_are_refused() {
+    let corpus = Corpus::new();
+    for &(words, says) in OPTIONS {
+        let run = corpus.run(words, "sound");
+        assert_eq!(run.exit, Some(2), "{words:?}\n{}", run.shown());
+        assert!(run.stderr.contains(says) && !run.stderr.contains("panicked"), "{words:?}\n{}", run.shown());
+    }
+}
