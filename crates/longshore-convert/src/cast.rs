@@ -11,10 +11,14 @@ pub fn cast(from: Dtype, source: &[u8], to: Dtype, target: &mut [u8]) -> u64 {
         return 0;
     }
     match (from, to) {
-        (Bfloat16, Float32) => each(source, target, |b| f32::to_le_bytes(bf16::from_le_bytes(b).to_f32())),
+        // The bits of a NaN stay too, so that a model with one still comes back bit for bit.
+        (Bfloat16, Float32) => each(source, target, |[low, high]| [0, 0, low, high]),
         (Float16, Float32) => each(source, target, |b| f32::to_le_bytes(f16::from_le_bytes(b).to_f32())),
         (Float32, Bfloat16) => count(source, target, f32::from_le_bytes, |x| {
-            let y = bf16::from_f32(x);
+            let y = match x.to_le_bytes() {
+                [0, 0, low, high] => bf16::from_le_bytes([low, high]),
+                _ => bf16::from_f32(x),
+            };
             (y.to_le_bytes(), y.is_infinite() && x.is_finite())
         }),
         (Float32, Float16) => count(source, target, f32::from_le_bytes, |x| {
@@ -37,12 +41,13 @@ pub fn cast(from: Dtype, source: &[u8], to: Dtype, target: &mut [u8]) -> u64 {
             let y = x as f32;
             (y.to_le_bytes(), y.is_infinite() && x.is_finite())
         }),
+        // By way of float32, as torch does.
         (Float64, Bfloat16) => count(source, target, f64::from_le_bytes, |x| {
-            let y = bf16::from_f64(x);
+            let y = bf16::from_f32(x as f32);
             (y.to_le_bytes(), y.is_infinite() && x.is_finite())
         }),
         (Float64, Float16) => count(source, target, f64::from_le_bytes, |x| {
-            let y = f16::from_f64(x);
+            let y = f16::from_f32(x as f32);
             (y.to_le_bytes(), y.is_infinite() && x.is_finite())
         }),
         _ => unreachable!("a plan casts between float types only"),
@@ -138,7 +143,9 @@ mod tests {
 
     #[test]
     fn float32_rounds_to_nearest_even_bfloat16() {
-        for (bits, want) in [(0x3f80_8000u32, 0x3f80u16), (0x3f81_8000, 0x3f82), (0x3f80_8001, 0x3f81), (0x3f80_7fff, 0x3f80)] {
+        for (bits, want) in
+            [(0x3f80_8000u32, 0x3f80u16), (0x3f81_8000, 0x3f82), (0x3f80_8001, 0x3f81), (0x3f80_7fff, 0x3f80)]
+        {
             let (got, overflow) = cast_one(Dtype::Float32, &bits.to_le_bytes(), Dtype::Bfloat16);
             assert_eq!((got, overflow), (bf16::from_bits(want).to_f64(), 0));
         }

@@ -49,11 +49,8 @@ pub(crate) struct Pairs {
 /// Pairs two checkpoints.
 pub(crate) fn pair(a: &Side, b: &Side) -> Result<Pairs> {
     let mut out = Pairs::default();
-    let theirs = if a.catalog.format == b.catalog.format {
-        identities(&b.catalog, &mut out)?
-    } else {
-        mapped(a, b, &mut out)?
-    };
+    let theirs =
+        if a.catalog.format == b.catalog.format { identities(&b.catalog, &mut out)? } else { mapped(a, b, &mut out)? };
     let mut theirs: BTreeMap<String, Recipe> = theirs.into_iter().map(|r| (r.name.clone(), r)).collect();
     for ours in identities(&a.catalog, &mut out)? {
         match theirs.remove(&ours.name) {
@@ -90,7 +87,8 @@ fn identity(tensor: SourceTensor) -> Recipe {
         vec![Part { target: Region::all(len), source: Some((Arc::new(tensor), Region::all(len))) }]
     };
     let precision = Precision::default();
-    let declared = Declared { shape: shape.clone(), precision, tp_axis: None, experts: false, place: Place::First, rule };
+    let declared =
+        Declared { shape: shape.clone(), precision, tp_axis: None, experts: false, place: Place::First, rule };
     Recipe { name, dtype, shape, parts, declared }
 }
 
@@ -108,7 +106,8 @@ fn mapped(a: &Side, b: &Side, out: &mut Pairs) -> Result<Vec<Recipe>> {
     if direction == Direction::Export {
         for fill in &mapping.fills {
             let name = &fill.mc.0;
-            let (Some(declared), Ok(tensor)) = (mapping.mc.get(name), locate(&b.catalog, &mut OpenFiles::new(&b.catalog), name)?)
+            let (Some(declared), Ok(tensor)) =
+                (mapping.mc.get(name), locate(&b.catalog, &mut OpenFiles::new(&b.catalog), name)?)
             else {
                 continue;
             };
@@ -145,7 +144,11 @@ pub(crate) fn surplus(
         nonzero += band.chunks_exact(width).filter(|e| cast::number(dtype, e) != 0.0).count();
         true
     })?;
-    let text = || format!("{nonzero} values in the rows past vocab_size are not zero; --vocab-size or --base says how many rows count");
+    let text = || {
+        format!(
+            "{nonzero} values in the rows past vocab_size are not zero; --vocab-size or --base says how many rows count"
+        )
+    };
     Ok((nonzero > 0).then(text))
 }
 
@@ -247,6 +250,6 @@ pub(crate) fn parallel(threads: usize, count: usize, work: impl Fn(usize) -> Res
 }
 
 /// Stops a comparison on request; nothing is staged.
-pub(crate) fn check_cancelled(progress: &dyn Progress, path: &Path) -> Result<()> {
-    if progress.cancelled() { Err(Error::Interrupted { staging: path.into() }) } else { Ok(()) }
+pub(crate) fn check_cancelled(progress: &dyn Progress) -> Result<()> {
+    if progress.cancelled() { Err(Error::Stopped) } else { Ok(()) }
 }

@@ -103,7 +103,7 @@ pub fn diff(a: &Path, b: &Path, options: &DiffOptions, progress: &dyn Progress) 
     let found: Mutex<Vec<(usize, DiffEntry)>> = Mutex::default();
     let wider: Mutex<u64> = Mutex::default();
     parallel(options.threads, pairs.pairs.len(), |index| {
-        check_cancelled(progress, a)?;
+        check_cancelled(progress)?;
         let (ra, rb) = &pairs.pairs[index];
         let file = Path::new(&ra.name);
         let values = compare((ra, &left.files), (rb, &right.files), tolerance, &mut |n| progress.advance(n, file))?;

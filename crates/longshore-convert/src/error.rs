@@ -42,6 +42,10 @@ impl std::fmt::Display for Problem {
                 write!(f, "dtype      {tensor}  in `{file}`: {found}, {what}\n           rule: {rule}")
             }
             Self::Cover { tensor, what } => write!(f, "cover      {tensor}  {what}"),
+            Self::Damaged { tensor, file, what } if tensor.is_empty() && file.is_empty() => {
+                write!(f, "damaged    {what}")
+            }
+            Self::Damaged { tensor, file, what } if tensor.is_empty() => write!(f, "damaged    `{file}`: {what}"),
             Self::Damaged { tensor, file, what } => write!(f, "damaged    {tensor}  in `{file}`: {what}"),
             Self::Config { file, field, what } => write!(f, "config     `{field}` in `{file}`: {what}"),
             Self::Loss { tensor, what } => write!(f, "loss       {tensor}  {what}"),
@@ -89,6 +93,9 @@ pub enum Error {
         /// The staging folder.
         staging: PathBuf,
     },
+    /// The caller asked to stop a run that only reads.
+    #[error("interrupted")]
+    Stopped,
 }
 
 fn list(problems: &[Problem]) -> String {

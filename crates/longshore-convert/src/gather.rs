@@ -109,8 +109,8 @@ impl<'a> Gather<'a> {
     /// Adds a piece, joined to the last one where it continues it on both sides.
     fn push(&mut self, piece: Piece) {
         if let (Some(last), Some((file, offset, dtype))) = (self.pieces.last_mut(), piece.from)
-            && let Some((last_file, last_offset, _)) = last.from
-            && last_file == file
+            && let Some((last_file, last_offset, last_dtype)) = last.from
+            && (last_file, last_dtype) == (file, dtype)
             && last_offset + last.len * dtype.size() == offset
         {
             last.len += piece.len;

@@ -176,7 +176,13 @@ impl Scope<'_> {
         }
     }
 
-    fn tie(&mut self, word: &'static str, hf: (String, Region), mc: (String, Region), rule: &'static Location<'static>) {
+    fn tie(
+        &mut self,
+        word: &'static str,
+        hf: (String, Region),
+        mc: (String, Region),
+        rule: &'static Location<'static>,
+    ) {
         debug_assert_eq!(hf.1.len(), mc.1.len(), "{} vs {}", hf.0, mc.0);
         self.out.ties.push(Tie { hf, mc, word, rule });
     }
@@ -249,7 +255,12 @@ impl Scope<'_> {
         for e in 0..experts {
             let name = format!("{}{}", self.hf, hf(e));
             self.declare(true, name.clone(), shape.to_vec(), false, rule);
-            self.tie("experts", (name.clone(), Region::all(len)), (mc.clone(), Region::all(len).in_slot(e, experts)), rule);
+            self.tie(
+                "experts",
+                (name.clone(), Region::all(len)),
+                (mc.clone(), Region::all(len).in_slot(e, experts)),
+                rule,
+            );
             names.push(name);
         }
         self.rule(names, vec![mc])

@@ -49,7 +49,8 @@ impl Model {
         if fs::exists(&travelling.join("config.json")) {
             return Self::from_folder(&travelling);
         }
-        let keys: BTreeMap<String, Vec<u64>> = catalog.tensors.iter().map(|(k, t)| (k.clone(), t.shape.clone())).collect();
+        let keys: BTreeMap<String, Vec<u64>> =
+            catalog.tensors.iter().map(|(k, t)| (k.clone(), t.shape.clone())).collect();
         let args = match &catalog.common {
             Some(common) => megatron::Args::from_common(common.root()),
             None => megatron::Args::default(),
@@ -72,7 +73,8 @@ impl Model {
     /// silent. `names` are tensor names; `layers_per_block` maps an index after `mtp.layers.` to a block.
     pub fn settle_mtp<'a>(&mut self, names: impl Iterator<Item = &'a String>, indices_per_block: u64) {
         let Some(mtp) = &mut self.config.mtp else { return };
-        let index = |name: &String| -> Option<u64> { name.strip_prefix("mtp.layers.")?.split('.').next()?.parse().ok() };
+        let index =
+            |name: &String| -> Option<u64> { name.strip_prefix("mtp.layers.")?.split('.').next()?.parse().ok() };
         let blocks = names.filter_map(index).max().map_or(0, |last| last / indices_per_block.max(1) + 1);
         if mtp.repeated.is_none() && mtp.depth > 1 {
             mtp.repeated = Some(blocks == 1);

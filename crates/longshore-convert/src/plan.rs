@@ -5,8 +5,8 @@ mod export;
 mod import;
 mod layout;
 
-pub use export::plan_export;
 pub(crate) use export::drop_training_state;
+pub use export::plan_export;
 pub use import::plan_import;
 
 use crate::arch::{RuleRow, location};
@@ -329,9 +329,24 @@ fn fingerprints(
 fn space_note(destination: &Path, needed: u64, notes: &mut Vec<Note>) -> Option<u64> {
     let free = fs::free_space(destination).ok()?;
     if free < needed {
-        notes.push(Note::new(NoteKind::Space, format!("the destination has {free} free bytes, {needed} are needed")));
+        let text =
+            format!("the destination has {:.1} GB free, {:.1} GB are needed", gigabytes(free), gigabytes(needed));
+        notes.push(Note::new(NoteKind::Space, text));
     }
     Some(free)
+}
+
+fn gigabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
+}
+
+/// A note where the destination holds something, which a run replaces only when told to.
+fn destination_note(destination: &Path, notes: &mut Vec<Note>) {
+    if fs::exists(destination) && fs::list(destination).map_or(true, |names| !names.is_empty()) {
+        let text =
+            format!("`{}` is not empty: a run needs --force, unless it holds this very result", destination.display());
+        notes.push(Note::new(NoteKind::Warning, text));
+    }
 }
 
 /// The destination with links resolved, so that publishing replaces what they lead to and not the link.
@@ -345,22 +360,23 @@ fn staging_notes(destination: &Path, staging_id: &str, notes: &mut Vec<Note>) {
     notes.extend(others.map(|p| Note::new(NoteKind::Warning, format!("`{}` is left from another run", p.display()))));
 }
 
-/// Notes about dtypes: one line per pair of types.
-fn cast_notes(recipes: &[Recipe], notes: &mut Vec<Note>) -> u64 {
+/// Notes about dtypes: one line per pair of types. `checked` says that every value was found to survive.
+fn cast_notes(recipes: &[Recipe], checked: bool, notes: &mut Vec<Note>) -> u64 {
     let mut pairs: Vec<(Dtype, Dtype, u64, &str)> = Vec::new();
-    for recipe in recipes.iter().filter(|r| r.casts()) {
-        let (from, to) = (recipe.source_dtype(), recipe.dtype);
+    for (recipe, from) in recipes.iter().flat_map(|r| r.cast_dtypes().into_iter().map(move |from| (r, from))) {
+        let to = recipe.dtype;
         match pairs.iter_mut().find(|p| (p.0, p.1) == (from, to)) {
             Some(pair) => pair.2 += 1,
             None => pairs.push((from, to, 1, &recipe.name)),
         }
     }
     for &(from, to, count, example) in &pairs {
-        let how = if is_widening(from, to) { "exactly" } else { "rounded to nearest" };
-        let text = format!("{count} tensors from {from} to {to}, {how} (`{example}`{})", if count > 1 { ", …" } else { "" });
+        let how = if checked || is_widening(from, to) { "exactly" } else { "rounded to nearest" };
+        let text =
+            format!("{count} tensors from {from} to {to}, {how} (`{example}`{})", if count > 1 { ", …" } else { "" });
         notes.push(Note::new(NoteKind::Cast, text));
     }
-    pairs.iter().map(|p| p.2).sum()
+    recipes.iter().filter(|r| r.casts()).count() as u64
 }
 
 /// Whether every value of `from` is one of `to`.

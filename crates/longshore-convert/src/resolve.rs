@@ -2,14 +2,14 @@
 //!
 //! Everything that can be wrong with names, shapes, dtypes and coverage is found here, all of it together.
 
+use crate::Result;
 use crate::arch::location;
 use crate::error::Problem;
 use crate::mapping::{Declared, Mapping, Precision};
 use crate::region::Region;
-use crate::Result;
 use longshore_ckpt::fs::ReadFile;
 use longshore_ckpt::{Catalog, Dtype, Extent, Format, Rect, torch_dist};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Which way a mapping is read.
@@ -69,10 +69,18 @@ impl Recipe {
         self.parts.iter().any(|p| p.source.as_ref().is_some_and(|(s, _)| s.dtype != self.dtype))
     }
 
-    /// The widest dtype of the sources.
+    /// The dtype that holds every value of the sources: the widest, and float32 for float16 beside bfloat16.
     pub fn source_dtype(&self) -> Dtype {
-        let sources = self.parts.iter().filter_map(|p| p.source.as_ref().map(|(s, _)| s.dtype));
-        sources.max_by_key(|d| d.size()).unwrap_or(self.dtype)
+        let dtypes = || self.parts.iter().filter_map(|p| p.source.as_ref().map(|(s, _)| s.dtype));
+        let widest = dtypes().max_by_key(|d| d.size()).unwrap_or(self.dtype);
+        let mixed = widest.size() == 2 && dtypes().any(|d| is_float(d) && d != widest);
+        if mixed { Dtype::Float32 } else { widest }
+    }
+
+    /// Distinct dtypes of the sources that are not that of the output.
+    pub(crate) fn cast_dtypes(&self) -> BTreeSet<Dtype> {
+        let dtypes = self.parts.iter().filter_map(|p| p.source.as_ref().map(|(s, _)| s.dtype));
+        dtypes.filter(|&dtype| dtype != self.dtype).collect()
     }
 
     /// Distinct source names, in order of first use.
@@ -175,7 +183,10 @@ pub fn resolve(mapping: &Mapping, catalog: &Catalog, direction: Direction, dtype
                 });
             }
         }
-        out.recipes.push(recipe);
+        // Nothing casts the others, so a tensor with one of them is not even compared.
+        if recipe.cast_dtypes().into_iter().chain([recipe.dtype]).all(is_float) {
+            out.recipes.push(recipe);
+        }
     }
     Ok(out)
 }
@@ -238,7 +249,8 @@ pub fn locate(
         return Ok(Err(Problem::Cover { tensor: name.into(), what }));
     }
     let mut chunks = Vec::with_capacity(info.chunks.len());
-    for chunk in &info.chunks {
+    // A chunk without elements has nothing to locate.
+    for chunk in info.chunks.iter().filter(|chunk| !chunk.rect.is_empty()) {
         let extent = match catalog.format {
             Format::Safetensors => chunk.extent,
             Format::TorchDist => match torch_dist::locate_payload(files.get(chunk.extent.file)?, info, chunk) {
@@ -279,4 +291,3 @@ impl<'a> OpenFiles<'a> {
         }
     }
 }
-

@@ -155,7 +155,7 @@ fn check_destination(plan: &Plan, force: bool) -> Result<()> {
         return refuse("is the source or lies around or inside it");
     }
     if !force && !fs::list(path)?.is_empty() {
-        return refuse("is not empty; --force replaces it");
+        return refuse("is not empty");
     }
     Ok(())
 }
@@ -174,8 +174,11 @@ fn write_data(
     progress: &dyn Progress,
 ) -> Result<(BTreeMap<String, Finished>, u64)> {
     let entries = staging.journal_entries();
-    let earlier: BTreeMap<String, Finished> =
-        entries.into_iter().filter_map(|v| serde_json::from_value::<Finished>(v).ok()).map(|f| (f.file.clone(), f)).collect();
+    let earlier: BTreeMap<String, Finished> = entries
+        .into_iter()
+        .filter_map(|v| serde_json::from_value::<Finished>(v).ok())
+        .map(|f| (f.file.clone(), f))
+        .collect();
     // Largest first, so that the threads end together.
     let mut order: Vec<&OutFile> = plan.files.iter().collect();
     order.sort_by_key(|f| std::cmp::Reverse(f.size()));
@@ -345,7 +348,9 @@ fn manifest(plan: &Plan, files: Vec<manifest::File>, finished: &BTreeMap<String,
         let index = files.partition_point(|f| f.name < file.name) as u32;
         let mut offset = 0;
         for item in &file.items {
-            if let (Item::Chunk { chunk, .. }, Some(&crc32)) = (item, matches!(item, Item::Chunk { .. }).then(|| crcs.next()).flatten()) {
+            if let (Item::Chunk { chunk, .. }, Some(&crc32)) =
+                (item, matches!(item, Item::Chunk { .. }).then(|| crcs.next()).flatten())
+            {
                 let recipe = &plan.recipes[chunk.recipe];
                 let head = frame(plan, chunk.recipe, &chunk.rect).map_or(0, |f| f.head.len() as u64);
                 let part = chunk.rect.sizes != recipe.shape;

@@ -125,7 +125,11 @@ fn check_files(
     let mut sized = Vec::new();
     for (index, file) in (0u32..).zip(&manifest.files) {
         if !is_plain(&file.name) {
-            report.problems.push(damaged("", manifest::NAME, format!("`{}` is not a name inside the folder", file.name)));
+            report.problems.push(damaged(
+                "",
+                manifest::NAME,
+                format!("`{}` is not a name inside the folder", file.name),
+            ));
             continue;
         }
         match fs::file_len(&folder.join(&file.name)) {
@@ -151,7 +155,7 @@ fn check_files(
     let found: Mutex<Vec<Problem>> = Mutex::default();
     parallel(options.threads, sized.len(), |i| {
         let (index, file) = sized[i];
-        check_cancelled(progress, folder)?;
+        check_cancelled(progress)?;
         let mut chunks = chunks.get(&index).cloned().unwrap_or_default();
         chunks.sort_unstable();
         let problems = check_file(folder, file, &chunks, progress)?;
@@ -259,7 +263,12 @@ fn check_catalog(catalog: &Catalog, manifest: &Manifest, report: &mut VerifyRepo
         if (found.dtype, &found.shape) != (want.dtype, &want.shape) || listed != stored {
             let what = format!(
                 "expected {} {:?} in {} chunks, found {} {:?} in {}",
-                want.dtype, want.shape, want.chunks.len(), found.dtype, found.shape, found.chunks.len()
+                want.dtype,
+                want.shape,
+                want.chunks.len(),
+                found.dtype,
+                found.shape,
+                found.chunks.len()
             );
             report.problems.push(damaged(name, manifest::NAME, what));
         }
@@ -282,7 +291,7 @@ fn check_zip_sums(
     let open = crate::plan::open_all(catalog)?;
     let found: Mutex<Vec<Problem>> = Mutex::default();
     parallel(options.threads, sums.len(), |i| {
-        check_cancelled(progress, &catalog.folder)?;
+        check_cancelled(progress)?;
         let (name, file, offset, len, want) = sums[i];
         let mut band = vec![0; BAND.min(len as usize)];
         let file_name = &catalog.files[file as usize].name;
@@ -333,19 +342,22 @@ pub fn verify_against(
     progress.start("Comparing", pairs.pairs.iter().map(|(r, _)| r.size()).sum());
     let outcome: Mutex<(Vec<Problem>, u64)> = Mutex::default();
     parallel(options.threads, pairs.pairs.len(), |i| {
-        check_cancelled(progress, path)?;
+        check_cancelled(progress)?;
         let (stored, origin) = &pairs.pairs[i];
         let name = Path::new(&stored.name);
         let equal = compare((stored, &ours.files), (origin, &theirs.files), 0.0, &mut |n| progress.advance(n, name))?;
         let Some(values) = equal else { return Ok(()) };
-        let asked = manifest.as_ref().is_some_and(|m| origin.sources().iter().any(|s| m.origin.dtypes.contains_key(*s)));
-        let rounded = asked && stored.dtype != origin.dtype && is_rounding((stored, &ours.files), (origin, &theirs.files))?;
+        let asked =
+            manifest.as_ref().is_some_and(|m| origin.sources().iter().any(|s| m.origin.dtypes.contains_key(*s)));
+        let rounded =
+            asked && stored.dtype != origin.dtype && is_rounding((stored, &ours.files), (origin, &theirs.files))?;
         let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
         if rounded {
             outcome.1 += 1;
         } else {
             let file = crate::resolve::file_of(&ours.catalog, &stored.name);
-            let what = format!("{} of {} values differ from the source", values.count, Rect::whole(&stored.shape).len());
+            let what =
+                format!("{} of {} values differ from the source", values.count, Rect::whole(&stored.shape).len());
             outcome.0.push(damaged(&stored.name, file, what));
         }
         Ok(())

@@ -26,9 +26,6 @@ pub(crate) enum UsageError {
     /// A conversion from a format to itself.
     #[error("`{}` is {format} already; rewriting {format} as {format} is not supported", path.display())]
     SameFormat { path: PathBuf, format: &'static str },
-    /// Ctrl-C in a command that leaves nothing behind.
-    #[error("interrupted")]
-    Interrupted,
     /// No tensor was compared, which proves nothing.
     #[error("no tensor to compare{}", matching(.glob.as_ref()))]
     NothingCompared { glob: Option<String> },
@@ -61,6 +58,6 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// Whether the user stopped the run.
 pub(crate) fn is_interrupt(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(UsageError::Interrupted))
-        || matches!(error.downcast_ref(), Some(longshore_convert::Error::Interrupted { .. }))
+    use longshore_convert::Error;
+    matches!(error.downcast_ref(), Some(Error::Interrupted { .. } | Error::Stopped))
 }

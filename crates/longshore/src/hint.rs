@@ -18,7 +18,7 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
         Some(Error::Destination { what, .. }) if what.starts_with("is not empty") => {
             Some("`--force` replaces what it holds, once the new is complete".into())
         }
-        Some(Error::Destination { .. } | Error::Interrupted { .. }) => None,
+        Some(Error::Destination { .. } | Error::Interrupted { .. } | Error::Stopped) => None,
         None => checkpoint(error.downcast_ref()?),
     }
 }

@@ -1,7 +1,7 @@
 //! The `longshore` program: the only crate that reads the environment, prints and exits.
 //!
 //! A run is one line: [`cli`] parses flags, [`options`] turns flags and variables into the library's options, a module
-//! of [`commands`] calls the library, [`report`] says what happened. `design/cli.md` describes what users see.
+//! of [`commands`] calls the library, [`report`] says what happened. `README.md` shows what users see.
 
 #![forbid(unsafe_code)]
 
@@ -23,6 +23,7 @@ use options::Env;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    raise_file_limit();
     let env = Env::from_process();
     let cli = cli::parse();
     let report = report::Report::new(&cli.global, &env);
@@ -36,4 +37,12 @@ fn main() -> ExitCode {
             ExitCode::from(if error::is_interrupt(&error) { 130 } else { 2 })
         }
     }
+}
+
+/// Checkpoints of many ranks have thousands of files, all open at once; the usual soft limit is 1,024.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where it cannot be raised, opening says so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }

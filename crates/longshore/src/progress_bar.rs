@@ -1,11 +1,10 @@
 //! Progress of a long run: one live line on a terminal; elsewhere a line per tenth, at most one a second, or per 30
 //! seconds. Also the ear for Ctrl-C.
 
-use crate::error::UsageError;
 use crate::report::{Live, Report};
 use crate::units;
 use anyhow::Result;
-use longshore_convert::{Error, Progress};
+use longshore_convert::Progress;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -54,19 +53,10 @@ impl<'a> ProgressBar<'a> {
         Ok(Self { report, done: AtomicU64::new(0), state: Mutex::new(state), stop })
     }
 
-    /// Takes the bar off the screen after writing.
+    /// Takes the bar off the screen.
     pub(crate) fn finish<T>(&self, result: longshore_convert::Result<T>) -> Result<T> {
         self.report.live("");
         Ok(result?)
-    }
-
-    /// Takes the bar off the screen after reading, which leaves nothing behind to resume.
-    pub(crate) fn finish_reading<T>(&self, result: longshore_convert::Result<T>) -> Result<T> {
-        self.report.live("");
-        match result {
-            Err(Error::Interrupted { .. }) => Err(UsageError::Interrupted.into()),
-            other => Ok(other?),
-        }
     }
 }
 

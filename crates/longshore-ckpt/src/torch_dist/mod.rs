@@ -39,8 +39,8 @@ const COMMON_OBJECT: &str = "common_state/shard_0_1";
 const MAX_TRACKER: u64 = 256;
 /// Four short fields.
 const MAX_MARKER: u64 = 1 << 20;
-/// About 300 bytes an item at worst: seven million items.
-const MAX_TABLE: u64 = 2 << 30;
+/// About 300 bytes an item at worst, so 850,000 items; a hostile table can take 20 times its size in memory.
+const MAX_TABLE: u64 = 256 << 20;
 /// Arguments and the groups of an optimizer; the largest known is below 1 MiB.
 const MAX_COMMON: u64 = 64 << 20;
 

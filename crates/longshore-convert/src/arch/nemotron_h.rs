@@ -117,8 +117,10 @@ fn layer(s: &mut Scope<'_>, keys: &SpecKeys, spec: &LayerSpec, h: u64) {
             s.experts(down, "mlp.experts.experts.linear_fc2.weight", experts, &[l, expert_ffn]);
             s.expert_states("mlp.experts.experts.linear_fc1", experts);
             s.expert_states("mlp.experts.experts.linear_fc2", experts);
-            s.rename("mixer.shared_experts.up_proj.weight", "mlp.shared_experts.linear_fc1.weight", &[shared_ffn, h]).cut(0);
-            s.rename("mixer.shared_experts.down_proj.weight", "mlp.shared_experts.linear_fc2.weight", &[h, shared_ffn]).cut(1);
+            s.rename("mixer.shared_experts.up_proj.weight", "mlp.shared_experts.linear_fc1.weight", &[shared_ffn, h])
+                .cut(0);
+            s.rename("mixer.shared_experts.down_proj.weight", "mlp.shared_experts.linear_fc2.weight", &[h, shared_ffn])
+                .cut(1);
             s.state("mlp.shared_experts.linear_fc1");
             s.state("mlp.shared_experts.linear_fc2");
         }
@@ -149,13 +151,21 @@ pub fn check_layout(config: &ModelConfig, layout: Layout) -> Vec<Problem> {
             LayerSpec::Attention(a) => {
                 need("--tp", a.heads.is_multiple_of(tp), divides("num_attention_heads", a.heads, tp));
                 let whole = a.kv_heads.is_multiple_of(tp) || tp.is_multiple_of(a.kv_heads);
-                need("--tp", whole, format!("{tp} neither divides num_key_value_heads ({}) nor is a multiple of it", a.kv_heads));
+                need(
+                    "--tp",
+                    whole,
+                    format!("{tp} neither divides num_key_value_heads ({}) nor is a multiple of it", a.kv_heads),
+                );
             }
             LayerSpec::Mlp(m) => need("--tp", m.ffn.is_multiple_of(tp), divides("intermediate_size", m.ffn, tp)),
             LayerSpec::Moe(m) => {
                 need("--ep", m.experts.is_multiple_of(ep), divides("n_routed_experts", m.experts, ep));
                 need("--etp", m.expert_ffn.is_multiple_of(etp), divides("moe_intermediate_size", m.expert_ffn, etp));
-                need("--tp", m.shared_ffn.is_multiple_of(tp), divides("moe_shared_expert_intermediate_size", m.shared_ffn, tp));
+                need(
+                    "--tp",
+                    m.shared_ffn.is_multiple_of(tp),
+                    divides("moe_shared_expert_intermediate_size", m.shared_ffn, tp),
+                );
             }
         }
     }

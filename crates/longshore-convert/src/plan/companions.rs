@@ -24,9 +24,7 @@ const PREFIXES: [&str; 5] = ["tokenizer", "chat_template", "LICENSE", "NOTICE", 
 const SUFFIXES: [&str; 4] = [".py", ".jinja", ".model", ".tiktoken"];
 
 fn travels(name: &str) -> bool {
-    EXACT.contains(&name)
-        || PREFIXES.iter().any(|p| name.starts_with(p))
-        || SUFFIXES.iter().any(|s| name.ends_with(s))
+    EXACT.contains(&name) || PREFIXES.iter().any(|p| name.starts_with(p)) || SUFFIXES.iter().any(|s| name.ends_with(s))
 }
 
 /// The companions in `folder`, each to be stored under `prefix`.

@@ -2,8 +2,9 @@
 
 use super::layout::safetensors_files;
 use super::{
-    Content, Note, NoteKind, Plan, Side, SmallFile, Summary, cast_notes, companions, fingerprints, identities,
-    inexact_elements, is_widening, layers_text, model_error, open_all, real_path, space_note, staging_notes,
+    Content, Note, NoteKind, Plan, Side, SmallFile, Summary, cast_notes, companions, destination_note, fingerprints,
+    identities, inexact_elements, is_widening, layers_text, model_error, open_all, real_path, space_note,
+    staging_notes,
 };
 use crate::arch::rule_rows;
 use crate::compare::surplus;
@@ -21,7 +22,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Keys of training state that no model needs: optimizer, scheduler, RNG, rerun state.
-const TRAINING_STATE: [&str; 5] = ["optimizer.", "chained_", "opt_param_scheduler", "rng_state", "rerun_state_machine_state"];
+const TRAINING_STATE: [&str; 5] =
+    ["optimizer.", "chained_", "opt_param_scheduler", "rng_state", "rerun_state_machine_state"];
 
 /// Plans the export of the torch_dist checkpoint `source` into the Hugging Face folder `destination`.
 pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -> Result<Plan> {
@@ -74,7 +76,8 @@ pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -
     let mut resolved = resolve(&mapping, &catalog, Direction::Export, &dtype)?;
     problems.append(&mut resolved.problems);
     if options.allow_unmapped {
-        let text = |name: &String| Note::new(NoteKind::Dropped, format!("`{name}`: no rule names it (--allow-unmapped)"));
+        let text =
+            |name: &String| Note::new(NoteKind::Dropped, format!("`{name}`: no rule names it (--allow-unmapped)"));
         notes.extend(resolved.unmapped.iter().map(text));
     } else {
         let problem = |tensor: &String| Problem::Unmapped { tensor: tensor.clone(), file: file_of(&catalog, tensor) };
@@ -91,7 +94,9 @@ pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -
                 let changed = inexact_elements(&with_dtype(recipe, recipe.source_dtype()), recipe.dtype, &files)?;
                 if changed > 0 {
                     let (from, to) = (recipe.source_dtype(), recipe.dtype);
-                    let what = format!("{changed} values in {from} are not values of {to}, the dtype of its origin; name one with --dtype");
+                    let what = format!(
+                        "{changed} values in {from} are not values of {to}, the dtype of its origin; name one with --dtype"
+                    );
                     problems.push(Problem::Loss { tensor: recipe.name.clone(), what });
                 }
             }
@@ -119,9 +124,10 @@ pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -
     }
     let identities = identities(&catalog)?;
     let (fingerprint, staging_id) = fingerprints(&catalog, options, &small, &identities)?;
-    let casts = cast_notes(&recipes, &mut notes);
+    let casts = cast_notes(&recipes, options.dtype == DtypeChoice::Keep, &mut notes);
     let bytes = files.iter().map(super::OutFile::size).sum();
     let free_space = space_note(destination, bytes, &mut notes);
+    destination_note(destination, &mut notes);
     staging_notes(destination, &staging_id, &mut notes);
     let summary = Summary {
         source: Side {

@@ -2,8 +2,8 @@
 
 use super::layout::torch_dist_files;
 use super::{
-    Content, Item, Note, NoteKind, Plan, Side, SmallFile, Summary, cast_notes, companions, fingerprints, identities,
-    layers_text, model_error, real_path, space_note, staging_notes,
+    Content, Item, Note, NoteKind, Plan, Side, SmallFile, Summary, cast_notes, companions, destination_note,
+    fingerprints, identities, layers_text, model_error, real_path, space_note, staging_notes,
 };
 use crate::arch::{SpecKeys, rule_rows};
 use crate::config::megatron;
@@ -32,8 +32,7 @@ pub fn plan_import(source: &Path, destination: &Path, options: &ImportOptions) -
     let Model { config, architecture, mut notes, .. } = model;
 
     let vocab = config.vocab_size;
-    let multiple = options.make_vocab_size_divisible_by.map(|n| n * options.layout.tp);
-    let padded = multiple.map_or(vocab, |m| vocab.div_ceil(m) * m);
+    let padded = padded_vocab(vocab, config.hidden_size, options)?;
     if padded > vocab {
         let text = format!("vocabulary from {vocab} to {padded} rows, with zeros (--make-vocab-size-divisible-by)");
         notes.push(Note::new(NoteKind::Padded, text));
@@ -45,7 +44,8 @@ pub fn plan_import(source: &Path, destination: &Path, options: &ImportOptions) -
     let mut problems = (architecture.check_layout)(&config, options.layout);
     problems.append(&mut resolved.problems);
     if options.allow_unmapped {
-        let text = |name: &String| Note::new(NoteKind::Dropped, format!("`{name}`: no rule names it (--allow-unmapped)"));
+        let text =
+            |name: &String| Note::new(NoteKind::Dropped, format!("`{name}`: no rule names it (--allow-unmapped)"));
         notes.extend(resolved.unmapped.iter().map(text));
     } else {
         let problem = |tensor: &String| Problem::Unmapped { tensor: tensor.clone(), file: file_of(&catalog, tensor) };
@@ -56,26 +56,25 @@ pub fn plan_import(source: &Path, destination: &Path, options: &ImportOptions) -
     }
 
     let recipes = resolved.recipes;
-    let files = torch_dist_files(
-        &recipes,
-        &mapping.objects,
-        options.layout,
-        config.layers.len() as u64,
-        options.max_file_size,
-    );
+    let files =
+        torch_dist_files(&recipes, &mapping.objects, options.layout, config.layers.len() as u64, options.max_file_size);
     let params = params_dtype(options.dtype, &recipes);
     let arguments =
         megatron::args(&config, options.layout, options.spec, padded, params, options.make_vocab_size_divisible_by);
     let mut small = companions::collect(config_folder, &format!("{TRAVELLING}/"))?;
     small.push(SmallFile { name: "metadata.json".into(), content: Content::Bytes(metadata_json().to_vec()) });
     let common = common_state(arguments, options.iteration);
-    small.push(SmallFile { name: "common.pt".into(), content: Content::Bytes(item::object_item(&pickle::dump(&common))) });
+    small.push(SmallFile {
+        name: "common.pt".into(),
+        content: Content::Bytes(item::object_item(&pickle::dump(&common))),
+    });
 
     let identities = identities(&catalog)?;
     let (fingerprint, staging_id) = fingerprints(&catalog, options, &small, &identities)?;
-    let casts = cast_notes(&recipes, &mut notes);
+    let casts = cast_notes(&recipes, false, &mut notes);
     let bytes = files.iter().map(super::OutFile::size).sum();
     let free_space = space_note(destination, bytes, &mut notes);
+    destination_note(destination, &mut notes);
     staging_notes(destination, &staging_id, &mut notes);
     let inner = options.iteration.map_or_else(|| "release".to_string(), |n| format!("iter_{n:07}"));
     let chunk_count = files.iter().flat_map(|f| &f.items).filter(|i| matches!(i, Item::Chunk { .. })).count();
@@ -125,6 +124,17 @@ pub fn plan_import(source: &Path, destination: &Path, options: &ImportOptions) -
         staging_id,
         summary,
         config,
+    })
+}
+
+/// Rows of the vocabulary on the Megatron side.
+fn padded_vocab(vocab: u64, hidden: u64, options: &ImportOptions) -> Result<u64> {
+    let Some(n) = options.make_vocab_size_divisible_by else { return Ok(vocab) };
+    let rows = n.checked_mul(options.layout.tp).filter(|&n| n > 0).and_then(|n| vocab.checked_next_multiple_of(n));
+    // As for the sizes of the config: no number of bytes may overflow.
+    rows.filter(|rows| rows.checked_mul(hidden).is_some_and(|n| n < 1 << 60)).ok_or_else(|| {
+        let what = format!("{n} times {} is no multiple for {vocab} rows", options.layout.tp);
+        Error::Refused(vec![Problem::Option { option: "--make-vocab-size-divisible-by".into(), what }])
     })
 }
 

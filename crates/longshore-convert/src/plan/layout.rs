@@ -15,8 +15,8 @@ const MAX_CHUNK: u64 = 64 << 20;
 const FILE_SIZES: (u64, u64) = (64 << 20, 4 << 30);
 const FILES: u64 = 16;
 
-/// The boxes that a Megatron tensor is stored in.
-pub(super) fn cut(recipe: &Recipe, tp: u64) -> Vec<Rect> {
+/// The boxes that a Megatron tensor is stored in, each of at most `max_chunk` bytes where its rows allow.
+pub(super) fn cut(recipe: &Recipe, tp: u64, max_chunk: u64) -> Vec<Rect> {
     let shape = &recipe.shape;
     let whole = Rect::whole(shape);
     let declared = &recipe.declared;
@@ -28,7 +28,7 @@ pub(super) fn cut(recipe: &Recipe, tp: u64) -> Vec<Rect> {
         _ => vec![whole],
     };
     let blocks = |rect: Rect| {
-        let parts = (rect.len() * recipe.dtype.size()).div_ceil(MAX_CHUNK);
+        let parts = (rect.len() * recipe.dtype.size()).div_ceil(max_chunk);
         slices(&rect, 0, parts)
     };
     ranks.into_iter().flat_map(blocks).collect()
@@ -69,7 +69,7 @@ pub(super) fn torch_dist_files(
     let mut total = 0;
     for (index, recipe) in recipes.iter().enumerate() {
         let declared = &recipe.declared;
-        for rect in cut(recipe, layout.tp) {
+        for rect in cut(recipe, layout.tp, max_file_size.unwrap_or(MAX_CHUNK).clamp(1, MAX_CHUNK)) {
             let rank = declared.experts.then(|| rect.offsets[0] * layout.ep / recipe.shape[0]);
             let len = item_len(recipe, &rect);
             total += len;
@@ -119,7 +119,8 @@ fn source_position(recipe: &Recipe, rect: &Rect) -> u64 {
     let part = recipe.parts.iter().find_map(|p| p.target.find(global).map(|(index, _)| (p, index)));
     let Some((Some((source, region)), index)) = part.map(|(p, index)| (p.source.as_ref(), index)) else { return 0 };
     let at = region.at(index).0;
-    let chunk = source.chunks.iter().find_map(|(rect, extent)| rect.find(&source.shape, at).map(|(local, _)| (extent, local)));
+    let chunk =
+        source.chunks.iter().find_map(|(rect, extent)| rect.find(&source.shape, at).map(|(local, _)| (extent, local)));
     // 2^44 bytes a file keep files apart; beyond that only the order of reading suffers.
     chunk.map_or(0, |(extent, local)| (u64::from(extent.file) << 44) + extent.offset + local * source.dtype.size())
 }
@@ -162,4 +163,57 @@ pub(super) fn safetensors_files(recipes: &[Recipe], max_file_size: u64) -> (Vec<
     let total = recipes.iter().map(Recipe::size).sum();
     let index = (count > 1).then(|| safetensors::index_json(total, &weight_map));
     (files, index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mapping::{Declared, Precision};
+    use longshore_ckpt::Dtype;
+    use longshore_ckpt::tensor::check_tiling;
+    use proptest::prelude::*;
+    use std::panic::Location;
+
+    fn recipe(shape: &[u64], tp_axis: Option<usize>, experts: bool) -> Recipe {
+        let (shape, rule) = (shape.to_vec(), Location::caller());
+        let precision = Precision::Params;
+        let declared = Declared { shape: shape.clone(), precision, tp_axis, experts, place: Place::First, rule };
+        Recipe { name: "w".into(), dtype: Dtype::Bfloat16, shape, parts: Vec::new(), declared }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn cuts_tile_and_follow_the_ranks(
+            shape in prop::collection::vec(prop_oneof![1u64..9, Just(4096), 10_000u64..70_000], 1..3),
+            axis in prop::option::of(0usize..2),
+            tp in 1u64..9,
+        ) {
+            let axis = axis.filter(|&axis| axis < shape.len());
+            let rects = cut(&recipe(&shape, axis, false), tp);
+            prop_assert_eq!(check_tiling(&shape, &rects.iter().collect::<Vec<_>>()), Ok(()));
+            for rect in &rects {
+                prop_assert!(rect.len() * 2 <= MAX_CHUNK || rect.sizes[0] == 1, "{rect:?}");
+                if let Some(axis) = axis.filter(|&axis| shape[axis].is_multiple_of(tp)) {
+                    let rank = shape[axis] / tp;
+                    let (first, last) = (rect.offsets[axis], rect.offsets[axis] + rect.sizes[axis] - 1);
+                    prop_assert_eq!(first / rank, last / rank, "within one rank");
+                }
+            }
+        }
+
+        #[test]
+        fn an_expert_is_one_chunk(experts in 1u64..20, rows in 1u64..9000, columns in 1u64..9000, tp in 1u64..9) {
+            let shape = [experts, rows, columns];
+            let rects = cut(&recipe(&shape, Some(1), true), tp);
+            prop_assert_eq!(rects.len() as u64, experts);
+            prop_assert_eq!(check_tiling(&shape, &rects.iter().collect::<Vec<_>>()), Ok(()));
+            prop_assert!(rects.iter().all(|rect| rect.sizes == [1, rows, columns]));
+        }
+    }
+
+    #[test]
+    fn what_tensor_parallelism_does_not_divide_stays_whole() {
+        assert_eq!(cut(&recipe(&[50, 4], Some(0), false), 4), [Rect::whole(&[50, 4])]);
+    }
 }

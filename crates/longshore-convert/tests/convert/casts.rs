@@ -11,7 +11,13 @@ fn decode(bits: u16, exponent: i32) -> f64 {
     let (bias, unit) = ((1 << (exponent - 1)) - 1, f64::from(1 << mantissa));
     let magnitude = match e {
         0 => m / unit * f64::from(1 - bias).exp2(),
-        e if e == (1 << exponent) - 1 => if m == 0.0 { f64::INFINITY } else { f64::NAN },
+        e if e == (1 << exponent) - 1 => {
+            if m == 0.0 {
+                f64::INFINITY
+            } else {
+                f64::NAN
+            }
+        }
         e => (1.0 + m / unit) * f64::from(e - bias).exp2(),
     };
     if bits & 0x8000 == 0 { magnitude } else { -magnitude }
@@ -31,7 +37,10 @@ fn nearest(value: f64, dtype: Dtype) -> Option<u16> {
     let sign = if value.is_sign_negative() { 0x8000 } else { 0 };
     let value = value.abs();
     // As if one more binade followed: what rounds to its first number is infinite.
-    let at = |code: u16| if code == infinity { 2.0 * decode(1 << (15 - exponent) | (infinity - (2 << (15 - exponent))), exponent) } else { decode(code, exponent) };
+    let at = |code: u16| match code == infinity {
+        true => 2.0 * decode(infinity - (1 << (15 - exponent)), exponent),
+        false => decode(code, exponent),
+    };
     let (mut low, mut high) = (0, infinity);
     if value >= at(infinity) {
         return Some(sign | infinity);

@@ -31,20 +31,22 @@ fn config(tp: u64) -> impl Strategy<Value = ModelConfig> {
     });
     let attention = (1u64..3, 1u64..4, 1u64..4).prop_map(move |(kv, per_group, head_dim)| Attention {
         heads: tp * kv * per_group,
-        kv_heads: if per_group % 2 == 0 { kv } else { tp * kv },
+        // Fewer groups than ranks are legal where the ranks are a multiple of the groups.
+        kv_heads: if per_group == 2 { 1 } else { tp * kv },
         head_dim,
     });
-    let moe = (1u64..4, 1u64..4, 1u64..4, prop::option::of(1u64..6)).prop_map(move |(experts, ffn, shared, latent)| Moe {
-        experts,
-        top_k: 1,
-        expert_ffn: ffn,
-        shared_ffn: tp * shared,
-        latent,
-        n_group: 1,
-        topk_group: 1,
-        norm_topk_prob: false,
-        routed_scaling_factor: 1.0,
-    });
+    let moe =
+        (1u64..4, 1u64..4, 1u64..4, prop::option::of(1u64..6)).prop_map(move |(experts, ffn, shared, latent)| Moe {
+            experts,
+            top_k: 1,
+            expert_ffn: ffn,
+            shared_ffn: tp * shared,
+            latent,
+            n_group: 1,
+            topk_group: 1,
+            norm_topk_prob: false,
+            routed_scaling_factor: 1.0,
+        });
     let mtp = prop::option::of((1u64..3, any::<bool>()));
     let sizes = (1u64..6, 1u64..9, 1u64..4, any::<bool>());
     (patterns(), mamba, attention, moe, mtp, sizes).prop_map(

@@ -91,11 +91,11 @@ impl Demo<'_> {
 
         self.command(&format!("verify {mc_path}"));
         let options = VerifyOptions { quick: false, threads: threads(None) };
-        self.valid(Instant::now(), &self.progress.finish_reading(verify(&mc, &options, &self.progress))?)?;
+        self.valid(Instant::now(), &self.progress.finish(verify(&mc, &options, &self.progress))?)?;
 
         self.command(&format!("verify {mc_path} --against {source}"));
         let against = verify_against(&mc, self.source, &options, &self.progress);
-        self.valid(Instant::now(), &self.progress.finish_reading(against)?)?;
+        self.valid(Instant::now(), &self.progress.finish(against)?)?;
 
         self.command(&format!("inspect {mc_path}"));
         self.report.say(&head(&Catalog::open(&mc)?));
@@ -105,7 +105,7 @@ impl Demo<'_> {
 
         self.command(&format!("diff {source} {hf_path}"));
         let options = DiffOptions { glob: None, tolerance: Tolerance::Bits, threads: threads(None) };
-        let result = self.progress.finish_reading(diff(self.source, &hf, &options, &self.progress))?;
+        let result = self.progress.finish(diff(self.source, &hf, &options, &self.progress))?;
         ensure!(result.entries.is_empty(), "{} differences between source and export", result.entries.len());
         self.report.status("Equal", &counted(result.compared, "tensor"));
 

@@ -22,7 +22,7 @@ pub(super) fn run(args: &DiffArgs, env: &Env, report: &Report) -> Result<Answer>
     };
     let options = DiffOptions { glob: args.glob.clone(), tolerance, threads: threads(args.threads) };
     let progress = ProgressBar::new(report)?;
-    let result = progress.finish_reading(diff(&a, &b, &options, &progress))?;
+    let result = progress.finish(diff(&a, &b, &options, &progress))?;
     // Nothing compared is no proof of anything.
     if result.compared == 0 && result.entries.is_empty() {
         return Err(UsageError::NothingCompared { glob: args.glob.clone() }.into());

@@ -18,7 +18,7 @@ pub(super) fn run(args: &VerifyArgs, env: &Env, report: &Report) -> Result<Answe
     let against = args.against.as_ref().map(|source| locate::checkpoint(source, env)).transpose()?;
     let options = VerifyOptions { quick: args.quick, threads: threads(args.threads) };
     let progress = ProgressBar::new(report)?;
-    let result = progress.finish_reading(match &against {
+    let result = progress.finish(match &against {
         Some(source) => verify_against(&folder, source, &options, &progress),
         None => verify(&folder, &options, &progress),
     })?;

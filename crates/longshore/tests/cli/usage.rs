@@ -87,3 +87,14 @@ fn an_error_is_an_object_too() {
 fn an_unknown_architecture_comes_with_the_nearest() {
     snapshot!(Dir::new().run(&["arch", "show", "nemotron-h"]));
 }
+
+#[test]
+fn colour_is_for_terminals_unless_it_is_asked_for() {
+    let (dir, model) = (Dir::new(), model());
+    let plan = ["convert", model.to_str().expect("UTF-8"), "out", "--dry-run"];
+    let always = dir.ok(&[&plan[..], &["--color", "always"]].concat());
+    assert!(always.contains("\x1b[1;32mSource\x1b[0m  safetensors"), "{always}");
+    for plain in [dir.ok(&plan), dir.env("NO_COLOR", "1").ok(&[&plan[..], &["--color", "never"]].concat())] {
+        assert!(!plain.contains('\x1b'), "{plain}");
+    }
+}

@@ -105,7 +105,10 @@ fn headers(corpus: &mut Corpus) {
     add("name-with-escapes", &file(&format!("{{{}}}", one(r#""\u001b[2J\n`rm` \u202e""#, "[1]", "[0,1]")), b"x"));
     add("name-is-empty", &file(&format!("{{{}}}", one("\"\"", "[1]", "[0,1]")), b"x"));
     // The number of MTP blocks is one more than the last index.
-    add("mtp-index-2-to-64", &file(&format!("{{{}}}", one("\"mtp.layers.18446744073709551615.x\"", "[1]", "[0,1]")), b"x"));
+    add(
+        "mtp-index-2-to-64",
+        &file(&format!("{{{}}}", one("\"mtp.layers.18446744073709551615.x\"", "[1]", "[0,1]")), b"x"),
+    );
     let mtp = [("num_nextn_predict_layers", json!(2)), ("mtp_hybrid_override_pattern", json!("-"))];
     fs::write(corpus.path("safetensors/mtp-index-2-to-64/config.json"), with(&mtp)).unwrap();
 
@@ -185,11 +188,26 @@ fn configs(corpus: &mut Corpus) {
     add("1e308", with(&[("hidden_size", json!(1e308))]).as_bytes());
     add("text", with(&[("hidden_size", json!("4"))]).as_bytes());
     let largest = json!(i32::MAX);
-    let product = [("hidden_size", largest.clone()), ("vocab_size", largest.clone()), ("intermediate_size", largest.clone())];
+    let product =
+        [("hidden_size", largest.clone()), ("vocab_size", largest.clone()), ("intermediate_size", largest.clone())];
     add("product-overflows", with(&product).as_bytes());
-    let fields = ["mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel", "num_attention_heads",
-        "num_key_value_heads", "head_dim", "n_routed_experts", "num_experts_per_tok", "moe_intermediate_size",
-        "moe_shared_expert_intermediate_size", "moe_latent_size", "n_group", "topk_group"];
+    let fields = [
+        "mamba_num_heads",
+        "mamba_head_dim",
+        "n_groups",
+        "ssm_state_size",
+        "conv_kernel",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "n_routed_experts",
+        "num_experts_per_tok",
+        "moe_intermediate_size",
+        "moe_shared_expert_intermediate_size",
+        "moe_latent_size",
+        "n_group",
+        "topk_group",
+    ];
     let mut all: Vec<_> = fields.iter().map(|f| (*f, largest.clone())).collect();
     all.push(("hybrid_override_pattern", json!("M*-E")));
     all.push(("num_hidden_layers", json!(4)));

@@ -45,7 +45,9 @@ fn no_entry_breaks_a_command() {
     let failures: Mutex<Vec<String>> = Mutex::default();
     let next = std::sync::atomic::AtomicUsize::new(0);
     let work = || {
-        while let Some(&(name, command, exit, says)) = KNOWN.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+        while let Some(&(name, command, exit, says)) =
+            KNOWN.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+        {
             let found = check(&corpus, name, command, exit, says);
             failures.lock().unwrap().extend(found);
         }
@@ -108,4 +110,22 @@ fn absurd_options_are_refused() {
         assert_eq!(run.exit, Some(2), "{words:?}\n{}", run.shown());
         assert!(run.stderr.contains(says) && !run.stderr.contains("panicked"), "{words:?}\n{}", run.shown());
     }
+}
+
+#[test]
+fn survey() {
+    let corpus = Corpus::new();
+    let mut out = String::new();
+    for name in corpus.names() {
+        out += &format!("## {name}\n");
+        for words in COMMANDS {
+            let started = std::time::Instant::now();
+            let run = corpus.run(words, &name);
+            let flat = |s: &str| s.chars().take(260).collect::<String>().replace('\n', "\\n");
+            out += &format!("{} {:?}{} {:.1}s {}B | {} | {}\n", words[..2.min(words.len())].join(" "), run.exit, if run.timed_out {" TIMEOUT"} else {""},
+              started.elapsed().as_secs_f64(), run.stdout.len() + run.stderr.len(), flat(&run.stderr), flat(&run.stdout));
+        }
+    }
+    out += &format!("executed: {} out: {}\n", corpus.path("executed").exists(), corpus.path("out").exists());
+    std::fs::write("/tmp/survey.txt", out).unwrap();
 }

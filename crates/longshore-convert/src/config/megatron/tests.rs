@@ -220,7 +220,11 @@ fn goldens_that_megatron_saved_are_read_as_their_hf_twins() {
         let (config, _) = read(&args, &keys).unwrap();
         assert_eq!(contradictions(&args, &twin), [], "{mc}");
         let has_experts = twin.pattern().contains('E');
-        assert_eq!(hf_json(&config).0.get("num_experts_per_tok").is_none(), has_experts || twin.kinds().moe.is_none(), "{mc}");
+        assert_eq!(
+            hf_json(&config).0.get("num_experts_per_tok").is_none(),
+            has_experts || twin.kinds().moe.is_none(),
+            "{mc}"
+        );
         let mut expected = ModelConfig { forward: config.forward.clone(), ..twin };
         for layer in expected.layers.iter_mut().chain(expected.mtp.iter_mut().flat_map(|m| &mut m.layers)) {
             if let LayerSpec::Moe(m) = layer {
