@@ -33,8 +33,8 @@ NOT_OURS = {"rotary_base", "rotary_percent", "rotary_interleaved", "mtp_hybrid_o
 # Stored for a run of the same kind, for older readers, or derived from other arguments: no NOTE where the run has another value.
 NO_NOTE = {"tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size", "world_size",
            "expert_tensor_parallel_size", "data_parallel_size", "no_save_optim", "no_save_rng", "ckpt_fully_parallel_save",
-           "norm_epsilon", "hybrid_override_pattern", "is_hybrid_model", "export_model_type", "vocab_size",
-           "make_vocab_size_divisible_by"}
+           "norm_epsilon", "hybrid_override_pattern", "is_hybrid_model", "export_model_type", "transformer_impl",
+           "vocab_size", "make_vocab_size_divisible_by"}
 
 
 def parse():

@@ -1,20 +1,17 @@
 //! torch_dist → Hugging Face.
 
+use super::draft::{Draft, unmapped};
 use super::layout::safetensors_files;
 use super::{
-    Content, Note, NoteKind, Plan, Side, SmallFile, Summary, cast_notes, companions, destination_note, fingerprints,
-    identities, inexact_elements, is_widening, layers_text, model_error, open_all, real_path, space_note,
-    staging_notes,
+    Content, Note, NoteKind, Plan, SmallFile, companions, inexact_elements, is_widening, model_error, open_all,
 };
-use crate::arch::rule_rows;
 use crate::compare::surplus;
 use crate::config::{megatron, release};
 use crate::error::Problem;
-use crate::manifest::Origin;
 use crate::mapping::{Declared, Mapping, Precision};
 use crate::model::{Model, read_manifest, spec_keys, stored_vocab};
 use crate::options::{DtypeChoice, ExportOptions};
-use crate::resolve::{Direction, OpenFiles, Part, Recipe, file_of, is_float, locate, resolve};
+use crate::resolve::{Direction, OpenFiles, Part, Recipe, is_float, locate, resolve};
 use crate::{Error, Result};
 use longshore_ckpt::{Catalog, Dtype, Format, fs};
 use std::collections::BTreeMap;
@@ -75,14 +72,7 @@ pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -
     };
     let mut resolved = resolve(&mapping, &catalog, Direction::Export, &dtype)?;
     problems.append(&mut resolved.problems);
-    if options.allow_unmapped {
-        let text =
-            |name: &String| Note::new(NoteKind::Dropped, format!("`{name}`: no rule names it (--allow-unmapped)"));
-        notes.extend(resolved.unmapped.iter().map(text));
-    } else {
-        let problem = |tensor: &String| Problem::Unmapped { tensor: tensor.clone(), file: file_of(&catalog, tensor) };
-        problems.extend(resolved.unmapped.iter().map(problem));
-    }
+    unmapped(&resolved.unmapped, &catalog, options.allow_unmapped, &mut problems, &mut notes);
     let mut recipes = resolved.recipes;
     if problems.is_empty() {
         let files = open_all(&catalog)?;
@@ -122,60 +112,22 @@ pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -
     if let Some(index) = index {
         small.push(SmallFile { name: "model.safetensors.index.json".into(), content: Content::Bytes(index) });
     }
-    let identities = identities(&catalog)?;
-    let (fingerprint, staging_id) = fingerprints(&catalog, options, &small, &identities)?;
-    let casts = cast_notes(&recipes, options.dtype == DtypeChoice::Keep, &mut notes);
-    let bytes = files.iter().map(super::OutFile::size).sum();
-    let free_space = space_note(destination, bytes, &mut notes);
-    destination_note(destination, &mut notes);
-    staging_notes(destination, &staging_id, &mut notes);
-    let summary = Summary {
-        source: Side {
-            format: catalog.format,
-            path: catalog.folder.clone(),
-            files: catalog.files.len() as u64,
-            tensors: catalog.tensors.len() as u64,
-            bytes: catalog.total_size(),
-        },
-        target: Side {
-            format: Format::Safetensors,
-            path: destination.into(),
-            files: files.len() as u64,
-            tensors: recipes.len() as u64,
-            bytes,
-        },
-        architecture: config.architecture.clone(),
-        layers: layers_text(&config.pattern()),
-        chunks: recipes.len() as u64,
-        objects: catalog.objects.len() as u64,
-        casts,
-        fills: 0,
-        notes,
-        free_space,
-        fingerprint: fingerprint.clone(),
-    };
-    let origin = Origin {
-        architecture: config.architecture.clone(),
-        vocab_size: config.vocab_size,
-        dtypes: BTreeMap::new(),
-        dropped: resolved.unmapped,
-    };
-    Ok(Plan {
+    let draft = Draft {
         direction: Direction::Export,
         catalog,
-        identities,
-        destination: real_path(destination)?,
+        destination,
         inner: None,
-        rules: rule_rows(&mapping),
+        config,
+        mapping,
         recipes,
         files,
         small,
-        origin,
-        fingerprint,
-        staging_id,
-        summary,
-        config,
-    })
+        dtypes: BTreeMap::new(),
+        dropped: resolved.unmapped,
+        casts_checked: options.dtype == DtypeChoice::Keep,
+        notes,
+    };
+    draft.finish(options)
 }
 
 /// Takes training state out of the catalog; returns how many entries.

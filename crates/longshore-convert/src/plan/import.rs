@@ -1,17 +1,14 @@
 //! Hugging Face → torch_dist.
 
+use super::draft::{Draft, unmapped};
 use super::layout::torch_dist_files;
-use super::{
-    Content, Item, Note, NoteKind, Plan, Side, SmallFile, Summary, cast_notes, companions, destination_note,
-    fingerprints, identities, layers_text, model_error, real_path, space_note, staging_notes,
-};
-use crate::arch::{SpecKeys, rule_rows};
+use super::{Content, Note, NoteKind, Plan, SmallFile, companions, model_error};
+use crate::arch::SpecKeys;
 use crate::config::megatron;
 use crate::error::Problem;
-use crate::manifest::Origin;
 use crate::model::{Model, TRAVELLING};
 use crate::options::{DtypeChoice, ImportOptions};
-use crate::resolve::{Direction, Recipe, file_of, import_dtype, resolve};
+use crate::resolve::{Direction, Recipe, import_dtype, resolve};
 use crate::{Error, Result};
 use longshore_ckpt::torch_dist::pickle::Plain;
 use longshore_ckpt::torch_dist::{item, metadata_json, pickle};
@@ -43,14 +40,7 @@ pub fn plan_import(source: &Path, destination: &Path, options: &ImportOptions) -
     let mut resolved = resolve(&mapping, &catalog, Direction::Import, &dtype)?;
     let mut problems = (architecture.check_layout)(&config, options.layout);
     problems.append(&mut resolved.problems);
-    if options.allow_unmapped {
-        let text =
-            |name: &String| Note::new(NoteKind::Dropped, format!("`{name}`: no rule names it (--allow-unmapped)"));
-        notes.extend(resolved.unmapped.iter().map(text));
-    } else {
-        let problem = |tensor: &String| Problem::Unmapped { tensor: tensor.clone(), file: file_of(&catalog, tensor) };
-        problems.extend(resolved.unmapped.iter().map(problem));
-    }
+    unmapped(&resolved.unmapped, &catalog, options.allow_unmapped, &mut problems, &mut notes);
     if !problems.is_empty() {
         return Err(Error::Refused(problems));
     }
@@ -69,62 +59,22 @@ pub fn plan_import(source: &Path, destination: &Path, options: &ImportOptions) -
         content: Content::Bytes(item::object_item(&pickle::dump(&common))),
     });
 
-    let identities = identities(&catalog)?;
-    let (fingerprint, staging_id) = fingerprints(&catalog, options, &small, &identities)?;
-    let casts = cast_notes(&recipes, false, &mut notes);
-    let bytes = files.iter().map(super::OutFile::size).sum();
-    let free_space = space_note(destination, bytes, &mut notes);
-    destination_note(destination, &mut notes);
-    staging_notes(destination, &staging_id, &mut notes);
-    let inner = options.iteration.map_or_else(|| "release".to_string(), |n| format!("iter_{n:07}"));
-    let chunk_count = files.iter().flat_map(|f| &f.items).filter(|i| matches!(i, Item::Chunk { .. })).count();
-    let summary = Summary {
-        source: Side {
-            format: catalog.format,
-            path: catalog.folder.clone(),
-            files: catalog.files.len() as u64,
-            tensors: catalog.tensors.len() as u64,
-            bytes: catalog.total_size(),
-        },
-        target: Side {
-            format: Format::TorchDist,
-            path: destination.join(&inner),
-            files: files.len() as u64,
-            tensors: recipes.len() as u64,
-            bytes,
-        },
-        architecture: config.architecture.clone(),
-        layers: layers_text(&config.pattern()),
-        chunks: chunk_count as u64,
-        objects: mapping.objects.len() as u64,
-        casts,
-        fills: mapping.fills.len() as u64,
-        notes,
-        free_space,
-        fingerprint: fingerprint.clone(),
-    };
-    let origin = Origin {
-        architecture: config.architecture.clone(),
-        vocab_size: vocab,
-        dtypes: origin_dtypes(&recipes),
-        dropped: resolved.unmapped,
-    };
-    Ok(Plan {
+    let draft = Draft {
         direction: Direction::Import,
         catalog,
-        identities,
-        destination: real_path(destination)?,
-        inner: Some(inner),
-        rules: rule_rows(&mapping),
+        destination,
+        inner: Some(options.iteration.map_or_else(|| "release".to_string(), |n| format!("iter_{n:07}"))),
+        config,
+        dtypes: origin_dtypes(&recipes),
+        mapping,
         recipes,
         files,
         small,
-        origin,
-        fingerprint,
-        staging_id,
-        summary,
-        config,
-    })
+        dropped: resolved.unmapped,
+        casts_checked: false,
+        notes,
+    };
+    draft.finish(options)
 }
 
 /// Rows of the vocabulary on the Megatron side.

@@ -190,7 +190,7 @@ mod tests {
             tp in 1u64..9,
         ) {
             let axis = axis.filter(|&axis| axis < shape.len());
-            let rects = cut(&recipe(&shape, axis, false), tp);
+            let rects = cut(&recipe(&shape, axis, false), tp, MAX_CHUNK);
             prop_assert_eq!(check_tiling(&shape, &rects.iter().collect::<Vec<_>>()), Ok(()));
             for rect in &rects {
                 prop_assert!(rect.len() * 2 <= MAX_CHUNK || rect.sizes[0] == 1, "{rect:?}");
@@ -205,7 +205,7 @@ mod tests {
         #[test]
         fn an_expert_is_one_chunk(experts in 1u64..20, rows in 1u64..9000, columns in 1u64..9000, tp in 1u64..9) {
             let shape = [experts, rows, columns];
-            let rects = cut(&recipe(&shape, Some(1), true), tp);
+            let rects = cut(&recipe(&shape, Some(1), true), tp, MAX_CHUNK);
             prop_assert_eq!(rects.len() as u64, experts);
             prop_assert_eq!(check_tiling(&shape, &rects.iter().collect::<Vec<_>>()), Ok(()));
             prop_assert!(rects.iter().all(|rect| rect.sizes == [1, rows, columns]));
@@ -214,6 +214,6 @@ mod tests {
 
     #[test]
     fn what_tensor_parallelism_does_not_divide_stays_whole() {
-        assert_eq!(cut(&recipe(&[50, 4], Some(0), false), 4), [Rect::whole(&[50, 4])]);
+        assert_eq!(cut(&recipe(&[50, 4], Some(0), false), 4, MAX_CHUNK), [Rect::whole(&[50, 4])]);
     }
 }

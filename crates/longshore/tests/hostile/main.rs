@@ -122,8 +122,16 @@ fn survey() {
             let started = std::time::Instant::now();
             let run = corpus.run(words, &name);
             let flat = |s: &str| s.chars().take(260).collect::<String>().replace('\n', "\\n");
-            out += &format!("{} {:?}{} {:.1}s {}B | {} | {}\n", words[..2.min(words.len())].join(" "), run.exit, if run.timed_out {" TIMEOUT"} else {""},
-              started.elapsed().as_secs_f64(), run.stdout.len() + run.stderr.len(), flat(&run.stderr), flat(&run.stdout));
+            out += &format!(
+                "{} {:?}{} {:.1}s {}B | {} | {}\n",
+                words[..2.min(words.len())].join(" "),
+                run.exit,
+                if run.timed_out { " TIMEOUT" } else { "" },
+                started.elapsed().as_secs_f64(),
+                run.stdout.len() + run.stderr.len(),
+                flat(&run.stderr),
+                flat(&run.stdout)
+            );
         }
     }
     out += &format!("executed: {} out: {}\n", corpus.path("executed").exists(), corpus.path("out").exists());
