@@ -87,6 +87,12 @@ def import_megatron(folder):
     return M
 
 
+def stored_shapes(ckpt):
+    """Keys of the file; shapes of the tensors, None for objects."""
+    from torch.distributed.checkpoint import FileSystemReader
+    return {k: getattr(v, "size", None) for k, v in FileSystemReader(ckpt).read_metadata().state_dict_metadata.items()}
+
+
 def command_line(a, c, root):
     """What a user has to say beside --use-checkpoint-args: how to run, and what load_args_from_checkpoint does not read."""
     out = ["--load", root, "--use-checkpoint-args", "--bf16", "--micro-batch-size", 1, "--tensor-model-parallel-size", a.tp,
@@ -108,15 +114,15 @@ def command_line(a, c, root):
     return [str(x) for x in out]
 
 
-def expected_arguments(c, a, blocks):
-    """What load_args_from_checkpoint must find."""
+def expected_arguments(c, a, blocks, rows):
+    """What load_args_from_checkpoint must find. rows: of the stored vocabulary."""
     from matrix import stored_arguments
     plain = {k: v for k, v in c.items() if not k.startswith("_")}
     plain.setdefault("head_dim", c["_head_dim"])
     want = stored_arguments(plain)
     depth = c.get("num_nextn_predict_layers") or 0
     want["hybrid_layer_pattern"] = c["_pattern"] + ("/" + c["_mtp_pattern"]) * depth
-    want.update(mtp_use_repeated_layer=blocks < depth, seq_length=min(8192, c["max_position_embeddings"]),
+    want.update(mtp_use_repeated_layer=blocks < depth, padded_vocab_size=rows, seq_length=min(8192, c["max_position_embeddings"]),
                 use_rotary_position_embeddings=False, apply_layernorm_1p=False, apply_query_key_layer_scaling=False,
                 attention_dropout=0.0, hidden_dropout=0.0, gdp_num_householder=3, tokenizer_type="HuggingFaceTokenizer",
                 moe_layer_freq=1, moe_router_pre_softmax=False, moe_grouped_gemm=a.spec == "te",
@@ -152,6 +158,14 @@ def arguments(a, c, blocks, root, bad, notes):
     from megatron.training import arguments as A, checkpointing as C, global_vars
     said, say = [], C.print_rank_0
     C.print_rank_0 = lambda *x, **k: (said.append(str(x[0])), say(*x, **k))
+    read, load_args = {}, C.load_args_from_checkpoint
+
+    def watched(args, *x, **k):
+        out = load_args(args, *x, **k)
+        read.update(vars(args))         # as it was read; validation derives some values anew
+        return out
+
+    C.load_args_from_checkpoint = watched
     old, sys.argv = sys.argv, ["pretrain_hybrid.py", *command_line(a, c, root)]
     try:
         with contextlib.ExitStack() as stack:
@@ -160,18 +174,19 @@ def arguments(a, c, blocks, root, bad, notes):
             stack.callback(setattr, A, "set_global_variables", real)
             args = A.parse_and_validate_args(extra_args_provider=add_modelopt_args)
     finally:
-        sys.argv, C.print_rank_0 = old, say
+        sys.argv, C.print_rank_0, C.load_args_from_checkpoint = old, say, load_args
     found = {m[1] for m in (re.match(r"Setting (\w+) to .* from checkpoint$", x, re.S) for x in said) if m}
     absent = {m[1] for m in (re.match(r"Checkpoint did not provide arguments (\w+)$", x) for x in said) if m}
     if not found:
         bad.append("(b) no argument came from the checkpoint: " + "; ".join(said))
-    want = expected_arguments(c, a, blocks)
+    want = expected_arguments(c, a, blocks, stored_shapes(checkpoint_dir(root))["embedding.word_embeddings.weight"][0])
     stored = vars(load_common_state_dict(checkpoint_dir(root))["args"])
     for name in sorted(found):
         if name not in want:
             bad.append(f"(b) --use-checkpoint-args reads {name}, for which this script knows no value")
-        elif getattr(args, name) != want[name]:
-            bad.append(f"(b) --use-checkpoint-args: {name} is {getattr(args, name)!r}, expected {want[name]!r}")
+        elif (read[name], getattr(args, name)) != (want[name], want[name]):
+            found_as = f"{read[name]!r}, after validation {getattr(args, name)!r}" if read[name] != getattr(args, name) else repr(read[name])
+            bad.append(f"(b) --use-checkpoint-args: {name} is {found_as}, expected {want[name]!r}")
     empty = {k for k, v in want.items() if v is None} | ({"mtp_num_layers"} if not c.get("num_nextn_predict_layers") else set())
     if not c["_experts"]:
         empty |= {"num_experts"} | {x for x in absent if x.startswith("moe_")}
@@ -222,7 +237,7 @@ def check_config(a, c, model, mp, bad):
         bad.append("(b) HybridModel shares its embeddings otherwise than the config says")
 
 
-def load(args, model, outer, bad):
+def load(args, model, outer, ckpt, bad):
     """(a): load_checkpoint, watched."""
     import types
     from megatron.core.dist_checkpointing.dict_utils import nested_values
@@ -255,7 +270,9 @@ def load(args, model, outer, bad):
             bad.append("(a) the stored pattern makes no difference")
     except RuntimeError:
         pass
-    return iteration
+    name = os.path.basename(ckpt)
+    if iteration != (0 if name == "release" else int(name.split("_")[1])):
+        bad.append(f"(a) load_checkpoint returned iteration {iteration} for {name}")
 
 
 def compare(a, M, mp, model, ckpt, bad):
@@ -331,7 +348,7 @@ def check(a, M):
         for t in list(model.parameters()) + list(model.buffers()):
             if t.is_floating_point():
                 t.fill_(-77.0)          # anything left unread shows
-    load(args, model, outer, bad)
+    load(args, model, outer, ckpt, bad)
     n_ok, asked, seen = compare(a, M, mp, model, ckpt, bad)
     if rank == 0:
         bad += ["(c) " + x for x in lossy(ckpt, mp)]
@@ -343,8 +360,7 @@ def check(a, M):
     bad = list(dict.fromkeys(bad))
     asked = set().union(*(x for _, _, x, _ in everything))
     seen = set().union(*(x for _, _, _, x in everything))
-    from torch.distributed.checkpoint import FileSystemReader
-    have = set(FileSystemReader(ckpt).read_metadata().state_dict_metadata)
+    have = set(stored_shapes(ckpt))
     bad += [f"(c) asked for, not stored: {k}" for k in sorted(asked - have)]
     surplus = sorted(have - asked)
     if a.strict.endswith("_all"):

@@ -16,7 +16,7 @@ use longshore_ckpt::torch_dist::item::Frame;
 use longshore_ckpt::torch_dist::metadata::{self, Metadata};
 use longshore_ckpt::{Rect, torch_dist};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -93,7 +93,15 @@ pub fn execute(plan: &Plan, options: &RunOptions, progress: &dyn Progress) -> Re
     let manifest = manifest(plan, files, &finished);
     write_small(plan, &staging, manifest::NAME, &manifest.to_json())?;
     check_sources(plan, &sources, staging.path())?;
-    publish(plan, staging)?;
+    if !options.force && complete(plan).is_some() {
+        // The same command ran meanwhile.
+        staging.discard()?;
+        return Ok(report(plan, &manifest, 0, true, started));
+    }
+    let wanted: BTreeSet<String> =
+        manifest.files.iter().map(|f| f.name.as_str()).chain([manifest::NAME]).map(|n| staged_name(plan, n)).collect();
+    remove_others(&staging.files(), "", &wanted)?;
+    publish(plan, staging, options.force)?;
     Ok(report(plan, &manifest, resumed, false, started))
 }
 
@@ -107,18 +115,36 @@ fn write_small(plan: &Plan, staging: &Staging, name: &str, bytes: &[u8]) -> Resu
     Ok(manifest::File { name: name.into(), size: bytes.len() as u64, crc32: crc32fast::hash(bytes) })
 }
 
-/// The result, if the destination already holds it: files of the right lengths, written by the same plan.
-fn already_complete(plan: &Plan, started: Instant) -> Result<Option<Report>> {
+/// Removes from the staging folder what is not in the result: a run that died after it had published left there what it
+/// had replaced. `prefix` is the folder's name and a `/`.
+fn remove_others(folder: &Path, prefix: &str, wanted: &BTreeSet<String>) -> Result<()> {
+    for name in fs::list(folder)? {
+        let (path, name) = (folder.join(&name), format!("{prefix}{name}"));
+        let inner = format!("{name}/");
+        if wanted.iter().any(|w| w.starts_with(&inner)) {
+            remove_others(&path, &inner, wanted)?;
+        } else if !wanted.contains(&name) {
+            fs::remove_all(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The manifest of the result, if the destination already holds it: files of the right lengths, written by the same plan.
+fn complete(plan: &Plan) -> Option<Manifest> {
     let folder = plan.folder();
-    let Some(manifest) = read_manifest(&folder).ok().flatten() else { return Ok(None) };
+    let manifest = read_manifest(&folder).ok().flatten()?;
     let whole = |f: &manifest::File| fs::file_len(&folder.join(&f.name)).ok() == Some(f.size);
     let tracked = plan.inner.as_ref().is_none_or(|inner| {
         let tracker = fs::read_small(&plan.destination.join(torch_dist::TRACKER), 64);
         tracker.is_ok_and(|text| text == tracker_text(inner).as_bytes())
     });
-    if manifest.fingerprint != plan.fingerprint || !manifest.files.iter().all(whole) || !tracked {
-        return Ok(None);
-    }
+    (manifest.fingerprint == plan.fingerprint && manifest.files.iter().all(whole) && tracked).then_some(manifest)
+}
+
+/// The report, if there is nothing to do.
+fn already_complete(plan: &Plan, started: Instant) -> Result<Option<Report>> {
+    let Some(manifest) = complete(plan) else { return Ok(None) };
     // A run that was stopped after publishing leaves its staging folder, with what it replaced.
     if fs::stale_stagings(&plan.destination).iter().any(|p| p.to_string_lossy().ends_with(&plan.staging_id)) {
         Staging::open(&plan.destination, &plan.staging_id)?.discard()?;
@@ -155,9 +181,13 @@ fn check_destination(plan: &Plan, force: bool) -> Result<()> {
         return refuse("is the source or lies around or inside it");
     }
     if !force && !fs::list(path)?.is_empty() {
-        return refuse("is not empty");
+        return Err(not_empty(path));
     }
     Ok(())
+}
+
+fn not_empty(path: &Path) -> Error {
+    Error::Destination { path: path.into(), what: "is not empty".into() }
 }
 
 /// Name of a file in the staging folder, which is laid out as the destination.
@@ -403,14 +433,17 @@ fn tracker_text(inner: &str) -> String {
 
 /// Makes the staged files the destination. An absent or empty destination becomes the result by one rename. Otherwise the
 /// inner folder (Megatron) or the whole folder (Hugging Face) is exchanged, and what was there is removed last.
-fn publish(plan: &Plan, staging: Staging) -> Result<()> {
+fn publish(plan: &Plan, staging: Staging, force: bool) -> Result<()> {
     let destination = &plan.destination;
     let vacant = !fs::exists(destination) || fs::list(destination)?.is_empty();
+    if !vacant && !force {
+        // Filled since the run began. The finished files stay for the same command with --force.
+        return Err(not_empty(destination));
+    }
     if let Some(inner) = &plan.inner {
-        let tracker = tracker_text(inner);
-        if vacant {
-            fs::write_durable(&staging.final_path(torch_dist::TRACKER), tracker.as_bytes())?;
-        } else {
+        let tracker = staging.final_path(torch_dist::TRACKER);
+        fs::write_durable(&tracker, tracker_text(inner).as_bytes())?;
+        if !vacant {
             let target = destination.join(inner);
             let old = if fs::exists(&target) {
                 Some(fs::publish_over(&staging.final_path(inner), &target)?)
@@ -419,7 +452,7 @@ fn publish(plan: &Plan, staging: Staging) -> Result<()> {
                 None
             };
             // Megatron reads what the tracker names, so this is the moment the new checkpoint counts.
-            fs::write_durable(&destination.join(torch_dist::TRACKER), tracker.as_bytes())?;
+            fs::rename_durable(&tracker, &destination.join(torch_dist::TRACKER))?;
             if let Some(old) = old {
                 fs::remove_all(&old)?;
             }

@@ -1,6 +1,8 @@
 //! Whatever happens to a run, the destination holds what it held before or the complete result, and the same command
 //! finishes the work with the same bytes.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "../../longshore-convert/tests/convert/hf_folder.rs"]
 mod hf_folder;
 #[path = "support/program.rs"]
@@ -14,6 +16,7 @@ use program::{Dir, LONGSHORE};
 use random::Random;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -72,15 +75,15 @@ impl Bench {
 
     /// Arguments of a conversion into many small files.
     fn args<'a>(to: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-        [&["convert", "hf", to, "--max-file-size", "2MB", "--threads", "2", "-q"][..], more].concat()
+        [&["convert", "hf", to, "--max-file-size", "2MB"][..], more].concat()
     }
 
     fn convert(&self, to: &str, more: &[&str]) -> Output {
-        self.dir.command(LONGSHORE, &Self::args(to, more)).output().unwrap()
+        self.start(to, more).wait_with_output().unwrap()
     }
 
     fn start(&self, to: &str, more: &[&str]) -> Child {
-        let mut command = self.dir.command(LONGSHORE, &Self::args(to, more));
+        let mut command = self.dir.command(LONGSHORE, &[&Self::args(to, more)[..], &["-q"]].concat());
         command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
@@ -155,35 +158,41 @@ fn assert_same(found: &Files, want: &Files, what: &str) {
 
 #[test]
 fn a_run_killed_anywhere_leaves_nothing_or_everything_and_is_resumed() {
-    const KILLS: u32 = 14;
     let bench = Bench::new(48);
     let started = Instant::now();
     succeeded(&bench.convert("whole", &[]));
     let (took, whole) = (started.elapsed(), bench.files("whole"));
     assert!(whole.len() > 20, "{} files", whole.len());
-    let (mut unfinished, mut resumed) = (0, 0);
-    for kill in 0..KILLS {
+    for kill in 0..10 {
         let mut child = bench.start("out", &[]);
         // Every run goes on from the last one, so its middle comes early.
-        std::thread::sleep(took * (kill % 7) / 8);
+        std::thread::sleep(took * (kill % 5) / 6);
         child.kill().unwrap();
         child.wait().unwrap();
         if bench.path("out").exists() {
             assert_same(&bench.files("out"), &whole, "after a kill");
             fs::remove_dir_all(bench.path("out")).unwrap();
-        } else {
-            unfinished += u32::from(!bench.stagings().is_empty());
-        }
-        if kill % 7 == 6 {
-            let report = bench.dir.json(&Bench::args("out", &[]));
-            resumed += report["result"]["resumed_files"].as_u64().unwrap();
-            assert_same(&bench.files("out"), &whole, "resumed");
-            assert_eq!(bench.stagings(), Vec::<PathBuf>::new());
-            fs::remove_dir_all(bench.path("out")).unwrap();
         }
     }
-    assert!(unfinished > 0, "no kill came in the middle");
-    assert!(resumed > 0, "no run went on from finished files");
+    for finished in [1, 4, 10] {
+        let mut child = bench.start_writing("out");
+        let lines =
+            |staging: &PathBuf| fs::read(staging.join("journal")).map_or(0, |j| j.split(|&b| b == b'\n').count() - 1);
+        while bench.stagings().iter().all(|staging| lines(staging) < finished) {}
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!bench.path("out").exists());
+        // One of the finished files is damaged before the work goes on.
+        let first = files(&bench.stagings()[0].join("files/release")).into_keys().find(|name| name.ends_with("distcp"));
+        let file =
+            File::options().write(true).open(bench.stagings()[0].join("files/release").join(first.unwrap())).unwrap();
+        file.write_all_at(b"\xff\xff\xff\xff", 1000).unwrap();
+        let report = bench.dir.json(&Bench::args("out", &[]));
+        assert!(report["result"]["resumed_files"].as_u64().unwrap() >= finished as u64 - 1);
+        assert_same(&bench.files("out"), &whole, "resumed");
+        assert_eq!(bench.stagings(), Vec::<PathBuf>::new());
+        fs::remove_dir_all(bench.path("out")).unwrap();
+    }
 }
 
 #[test]
@@ -361,7 +370,9 @@ fn of_two_different_runs_at_once_only_one_publishes() {
         let outputs = runs.map(|run| run.wait_with_output().unwrap());
         let (won, lost): (Vec<_>, Vec<_>) = outputs.iter().partition(|output| output.status.success());
         assert_eq!(won.len(), 1, "without --force nothing is replaced");
-        assert!(failure(lost[0]).contains("is not empty; --force replaces it"));
+        let said = failure(lost[0]);
+        // As longshore sees it, or as the system says in the last moment.
+        assert!(said.contains("is not empty") || said.contains("Directory not empty"), "{said}");
         assert!(bench.is_valid("out"));
         fs::remove_dir_all(bench.path("out")).unwrap();
         for staging in bench.stagings() {

@@ -1,5 +1,12 @@
 //! Plans of the largest models from their headers alone: sparse files with the real names, shapes and sizes.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it skips or measures"
+)]
+
 #[path = "../../longshore-convert/tests/convert/hf_folder.rs"]
 mod hf_folder;
 #[path = "support/program.rs"]

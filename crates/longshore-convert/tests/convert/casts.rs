@@ -37,9 +37,12 @@ fn nearest(value: f64, dtype: Dtype) -> Option<u16> {
     let sign = if value.is_sign_negative() { 0x8000 } else { 0 };
     let value = value.abs();
     // As if one more binade followed: what rounds to its first number is infinite.
-    let at = |code: u16| match code == infinity {
-        true => 2.0 * decode(infinity - (1 << (15 - exponent)), exponent),
-        false => decode(code, exponent),
+    let at = |code: u16| {
+        if code == infinity {
+            2.0 * decode(infinity - (1 << (15 - exponent)), exponent)
+        } else {
+            decode(code, exponent)
+        }
     };
     let (mut low, mut high) = (0, infinity);
     if value >= at(infinity) {
@@ -100,7 +103,7 @@ fn every_tie_and_its_neighbours_are_cast_as_defined() {
             if !b.is_finite() {
                 continue;
             }
-            let tie = (a + b) / 2.0;
+            let tie = f64::midpoint(a, b);
             let near = [tie as f32, (tie as f32).next_up(), (tie as f32).next_down(), -(tie as f32)];
             for value in near {
                 check(Dtype::Float32, &value.to_le_bytes(), f64::from(value), to);

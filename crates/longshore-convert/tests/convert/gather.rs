@@ -49,7 +49,7 @@ impl Files {
     fn store(&mut self, rng: &mut Random, name: &str, dtype: Dtype, shape: [u64; 2]) -> (SourceTensor, Vec<u8>) {
         let width = dtype.size() as usize;
         let mut data = vec![0; (shape[0] * shape[1]) as usize * width];
-        data.iter_mut().for_each(|byte| *byte = rng.next() as u8 & 0x3f);
+        data.fill_with(|| rng.next() as u8 & 0x3f);
         let (rows, columns) = (rng.cuts(shape[0]), rng.cuts(shape[1]));
         let mut grid: Vec<_> = rows.iter().flat_map(|row| columns.iter().map(move |column| (*row, *column))).collect();
         grid.sort_by_cached_key(|_| rng.next());

@@ -218,9 +218,10 @@ fn a_conversion_equals_the_checkpoint_that_megatron_wrote() {
         let name = path.file_name().unwrap().to_str().unwrap();
         let out = tempfile::tempdir().unwrap();
         let tp = if name.contains("tp2") { 2 } else { 1 };
-        let (spec, norms) = match name.contains("local") {
-            true => (SpecName::Local, NormKeys::Separate),
-            false => (SpecName::Te, NormKeys::Fused),
+        let (spec, norms) = if name.contains("local") {
+            (SpecName::Local, NormKeys::Separate)
+        } else {
+            (SpecName::Te, NormKeys::Fused)
         };
         let options = ImportOptions {
             spec,

@@ -121,7 +121,7 @@ fn any_bits(rng: &mut Random, tensor: &Tensor, bytes: &mut [u8]) {
     if tensor.dtype == Dtype::Float16 {
         return rng.finite(tensor, bytes);
     }
-    bytes.iter_mut().for_each(|byte| *byte = rng.next() as u8);
+    bytes.fill_with(|| rng.next() as u8);
 }
 
 type Contents = BTreeMap<String, (Dtype, Vec<u64>, Vec<u8>)>;

@@ -1,4 +1,4 @@
-//! Pseudo-random bytes, the same on every machine (SplitMix64).
+//! Pseudo-random bytes, the same on every machine (`SplitMix64`).
 
 use crate::hf_folder::Tensor;
 

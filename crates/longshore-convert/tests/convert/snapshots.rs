@@ -8,6 +8,7 @@ use longshore_convert::config::{Attention, LayerSpec, Mamba, Mlp, ModelConfig, M
 use longshore_convert::options::{DtypeChoice, ImportOptions, Layout};
 use longshore_convert::plan::plan_import;
 use longshore_convert::{Error, Problem};
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 /// Lines of the tables move, and hashes of plans change with the version.
@@ -74,7 +75,7 @@ fn the_summary_of_a_plan() {
     summary["fingerprint"] = "[HASH]".into();
     let mut text = serde_json::to_string_pretty(&summary).unwrap() + "\n\n" + &table(&plan.rules()) + "\n";
     for row in plan.tensors() {
-        text += &format!("{} {} {:?} {} {}\n", row.file, row.name, row.shape, row.dtype, row.from.len());
+        writeln!(text, "{} {} {:?} {} {}", row.file, row.name, row.shape, row.dtype, row.from.len()).unwrap();
     }
     snapshot("the_summary_of_a_plan", &text.replace(dir.path().to_str().unwrap(), "[DIR]"));
 }
