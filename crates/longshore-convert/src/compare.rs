@@ -4,7 +4,7 @@
 use crate::cast;
 use crate::gather::{BAND, Gather, bands};
 use crate::mapping::{Declared, Place, Precision};
-use crate::model::{Model, spec_keys, stored_vocab};
+use crate::model::{Model, check_vocabulary, spec_keys, stored_vocab};
 use crate::plan::{drop_training_state, open_all};
 use crate::progress::Progress;
 use crate::region::Region;
@@ -100,6 +100,7 @@ fn mapped(a: &Side, b: &Side, out: &mut Pairs) -> Result<Vec<Recipe>> {
     model.settle_mtp(hf.catalog.tensors.keys(), per_block);
     out.notes.extend(model.notes.iter().map(|n| n.text.clone()));
     let padded = stored_vocab(&mc.catalog).unwrap_or(model.config.vocab_size).max(model.config.vocab_size);
+    check_vocabulary(&model.config, padded, &mc.catalog.folder)?;
     let mapping = (model.architecture.mapping)(&model.config, &spec_keys(&mc.catalog), padded);
     let direction = if std::ptr::eq(a, hf) { Direction::Export } else { Direction::Import };
     let resolved = resolve(&mapping, &b.catalog, direction, &|_, _, source| source)?;

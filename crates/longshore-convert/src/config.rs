@@ -258,8 +258,8 @@ impl ModelConfig {
 }
 
 /// More layers or experts than this are a damaged file: every one of them becomes names in memory.
-const MAX_LAYERS: u64 = 1 << 16;
-const MAX_EXPERTS: u64 = 1 << 22;
+const MAX_LAYERS: u64 = 1 << 13;
+const MAX_EXPERTS: u64 = 1 << 18;
 
 fn too_large(what: &str) -> String {
     format!("the {what} would be larger than any file")

@@ -75,7 +75,7 @@ impl Model {
         let Some(mtp) = &mut self.config.mtp else { return };
         let index =
             |name: &String| -> Option<u64> { name.strip_prefix("mtp.layers.")?.split('.').next()?.parse().ok() };
-        let blocks = names.filter_map(index).max().map_or(0, |last| last / indices_per_block.max(1) + 1);
+        let blocks = names.filter_map(index).max().map_or(0, |last| (last / indices_per_block.max(1)).saturating_add(1));
         if mtp.repeated.is_none() && mtp.depth > 1 {
             mtp.repeated = Some(blocks == 1);
             let how = if blocks == 1 { "one block, applied repeatedly" } else { "a block for each depth" };
@@ -95,6 +95,16 @@ pub fn spec_keys(catalog: &Catalog) -> SpecKeys {
         norm_states: has("pre_mlp_layernorm._extra_state"),
         core_attention_states: has("core_attention._extra_state"),
     }
+}
+
+/// Refuses a vocabulary that no tensor can have, be it a manifest or a table that claims it.
+pub(crate) fn check_vocabulary(config: &ModelConfig, rows: u64, path: &Path) -> Result<()> {
+    // As for the sizes of a config: no number of bytes may overflow.
+    if config.vocab_size > 0 && rows.checked_mul(config.hidden_size).is_some_and(|n| n < 1 << 60) {
+        return Ok(());
+    }
+    let what = format!("expected a vocabulary, found one of {} in {rows} rows", config.vocab_size);
+    Err(Error::Model { path: path.into(), what })
 }
 
 /// Rows of the vocabulary as a torch_dist checkpoint stores it.

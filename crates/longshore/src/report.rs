@@ -173,11 +173,15 @@ fn message(error: &anyhow::Error) -> String {
     text
 }
 
+/// Characters of the widest column that [`table`] pads.
+const MAX_WIDTH: usize = 160;
+
 /// A table with aligned columns: text to the left, the columns in `right` to the right; the last column is not padded.
 pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|t| t.chars().count()).max();
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    // A longer cell is shown whole, but the others are not padded to it: names can be megabytes.
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0).min(MAX_WIDTH)).collect();
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();

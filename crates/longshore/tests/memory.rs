@@ -7,7 +7,7 @@ mod program;
 
 use longshore_ckpt::Dtype;
 use longshore_convert::config::{Attention, LayerSpec, Mamba, Mlp, ModelConfig, release};
-use program::Dir;
+use program::{Dir, LONGSHORE};
 
 /// Bytes.
 const LIMIT: u64 = 120 << 20;
@@ -32,7 +32,7 @@ fn converting_and_exporting_a_large_tensor_takes_little_memory() {
     assert!(size > 380_000_000, "{size}");
     // The cut makes every row of out_proj and linear_fc2 two pieces.
     for args in [&["convert", "hf", "mc", "--tp", "2"][..], &["export", "mc", "back"]] {
-        let report = dir.json(&[args, &["--threads", "2"]].concat());
+        let report = dir.json(LONGSHORE, &[args, &["--threads", "2"]].concat()).0;
         let peak = report["peak_memory"].as_u64().unwrap();
         println!("{}: peak {:.1} MiB", args[0], peak as f64 / f64::from(1 << 20));
         assert!(peak < LIMIT, "{args:?}: {peak} bytes");

@@ -42,7 +42,7 @@ const MAX_MARKER: u64 = 1 << 20;
 /// About 300 bytes an item at worst, so 850,000 items; a hostile table can take 20 times its size in memory.
 const MAX_TABLE: u64 = 256 << 20;
 /// Arguments and the groups of an optimizer; the largest known is below 1 MiB.
-const MAX_COMMON: u64 = 64 << 20;
+const MAX_COMMON: u64 = 16 << 20;
 
 /// The bytes of `metadata.json`, in the form that every version of megatron-core accepts.
 pub fn metadata_json() -> &'static [u8] {

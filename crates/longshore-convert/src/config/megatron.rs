@@ -47,8 +47,8 @@ impl Arg {
             return scalar;
         }
         // Lists too are opaque: no argument that is read is one.
-        let class = view.class().unwrap_or_default();
-        class.strip_prefix("torch.").and_then(Dtype::from_torch_name).map_or(Self::Opaque, Self::Dtype)
+        let torch = view.class_parts().filter(|(module, _)| *module == "torch");
+        torch.and_then(|(_, name)| Dtype::from_torch_name(name)).map_or(Self::Opaque, Self::Dtype)
     }
 
     fn into_plain(self) -> Plain {
@@ -123,6 +123,9 @@ impl std::fmt::Display for Arg {
     }
 }
 
+/// Bytes of names and text that are read: any number of attributes can share one long string. Real ones have a few KB.
+const MAX_TEXT: usize = 16 << 20;
+
 /// Stored arguments by name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Args {
@@ -134,7 +137,17 @@ impl Args {
     /// The `args` of a checkpoint's common state; none where it has none.
     pub fn from_common(common: View<'_>) -> Self {
         let attributes = common.get("args").map(View::attributes).unwrap_or_default();
-        attributes.into_iter().map(|(name, value)| (String::from(name), Arg::from_view(value))).collect()
+        let mut text = 0;
+        let mut fits = |name: &str, value: View<'_>| {
+            text += name.len() + value.as_str().map_or(0, str::len);
+            text <= MAX_TEXT
+        };
+        let mut values = BTreeMap::new();
+        for (name, value) in attributes {
+            let value = if fits(name, value) { Arg::from_view(value) } else { Arg::Opaque };
+            values.insert(String::from(name), value);
+        }
+        Self { values }
     }
 
     /// The attribute, unless it is absent or `None`.

@@ -9,7 +9,7 @@ use crate::compare::surplus;
 use crate::config::{megatron, release};
 use crate::error::Problem;
 use crate::mapping::{Declared, Mapping, Precision};
-use crate::model::{Model, read_manifest, spec_keys, stored_vocab};
+use crate::model::{Model, check_vocabulary, read_manifest, spec_keys, stored_vocab};
 use crate::options::{DtypeChoice, ExportOptions};
 use crate::resolve::{Direction, OpenFiles, Part, Recipe, is_float, locate, resolve};
 use crate::{Error, Result};
@@ -55,8 +55,10 @@ pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -
         let text = format!("vocabulary from {stored} stored rows to {}, the surplus is zero", config.vocab_size);
         notes.push(Note::new(NoteKind::Inferred, text));
     }
+    let rows = stored.max(config.vocab_size);
+    check_vocabulary(&config, rows, &catalog.folder)?;
     let keys = spec_keys(&catalog);
-    let mapping = (architecture.mapping)(&config, &keys, stored.max(config.vocab_size));
+    let mapping = (architecture.mapping)(&config, &keys, rows);
     let base_dtypes = match &options.base {
         Some(base) => base_dtypes(base)?,
         None => BTreeMap::new(),

@@ -63,7 +63,8 @@ pub(super) fn head(
         Err(error) => format!("not known: {error}"),
     };
     let chunks: usize = tensors.iter().map(|(_, info)| info.chunks.len()).sum();
-    let data = tensors.iter().map(|(_, info)| info.size()).sum();
+    // Shapes are claims: without all their chunks they can add up to more than there are numbers.
+    let data = tensors.iter().fold(0u64, |sum, (_, info)| sum.saturating_add(info.size()));
     let mut shown = count(tensors.len() as u64);
     if tensors.len() < catalog.tensors.len() {
         shown = format!("{shown} of {}", count(catalog.tensors.len() as u64));

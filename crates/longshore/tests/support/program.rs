@@ -24,13 +24,13 @@ impl Dir {
         command
     }
 
-    /// The object that a command prints, which must succeed.
-    pub(crate) fn json(&self, args: &[&str]) -> Value {
+    /// The object that a command prints, which must succeed, and what else it says.
+    pub(crate) fn json(&self, program: &str, args: &[&str]) -> (Value, String) {
         let args = [args, &["--json", "-q"]].concat();
-        let output = self.command(LONGSHORE, &args).output().expect("the binary runs");
-        let said = String::from_utf8_lossy(&output.stderr);
+        let output = self.command(program, &args).output().expect("the binary runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{args:?}: {}: {said}", output.status);
-        serde_json::from_slice(&output.stdout).expect("an object")
+        (serde_json::from_slice(&output.stdout).expect("an object"), said)
     }
 }
 

@@ -216,6 +216,12 @@ fn unescape_unicode(line: &[u8]) -> Option<String> {
         let digits = match (byte, line.get(at + 1)) {
             (b'\\', Some(b'u')) => 4,
             (b'\\', Some(b'U')) => 8,
+            // No escape, and what follows begins none either: `\\u0041` is seven characters.
+            (b'\\', Some(&next)) => {
+                out.extend(['\\', char::from(next)]);
+                at += 2;
+                continue;
+            }
             _ => {
                 out.push(char::from(byte));
                 at += 1;
