@@ -1,5 +1,5 @@
 //! Prints each pickle named on standard input, one path a line, as one line of JSON: `interop/pickle_differential.py`
-//! compares it with what CPython makes of the same file.
+//! compares it with what `CPython` makes of the same file.
 //!
 //! A value is a list that begins with its kind. Lists, dicts and objects are numbered as they are met, so that a second
 //! view of one is `["ref", NUMBER]`. Numbers are text, floats are their bits, sets are sorted.
@@ -39,7 +39,7 @@ impl<'a> Printer<'a> {
             return json!(["str", text]);
         }
         if let Some(bytes) = view.as_bytes() {
-            return json!(["bytes", bytes.iter().map(|b| format!("{b:02x}")).collect::<String>()]);
+            return json!(["bytes", bytes.iter().fold(String::new(), |hex, b| hex + &format!("{b:02x}"))]);
         }
         match view.kind() {
             "None" => json!(["none"]),

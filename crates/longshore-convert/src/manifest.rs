@@ -114,7 +114,10 @@ impl Manifest {
             return Err(format!("schema {} is not 1", manifest.schema));
         }
         if let Some(pair) = manifest.files.windows(2).find(|pair| pair[0].name >= pair[1].name) {
-            return Err(format!("the file `{}` comes after `{}`, not in the order of names", pair[1].name, pair[0].name));
+            return Err(format!(
+                "the file `{}` comes after `{}`, not in the order of names",
+                pair[1].name, pair[0].name
+            ));
         }
         Ok(manifest)
     }

@@ -75,7 +75,8 @@ impl Model {
         let Some(mtp) = &mut self.config.mtp else { return };
         let index =
             |name: &String| -> Option<u64> { name.strip_prefix("mtp.layers.")?.split('.').next()?.parse().ok() };
-        let blocks = names.filter_map(index).max().map_or(0, |last| (last / indices_per_block.max(1)).saturating_add(1));
+        let blocks =
+            names.filter_map(index).max().map_or(0, |last| (last / indices_per_block.max(1)).saturating_add(1));
         if mtp.repeated.is_none() && mtp.depth > 1 {
             mtp.repeated = Some(blocks == 1);
             let how = if blocks == 1 { "one block, applied repeatedly" } else { "a block for each depth" };

@@ -121,7 +121,7 @@ fn remove_others(folder: &Path, prefix: &str, wanted: &BTreeSet<String>) -> Resu
     for name in fs::list(folder)? {
         let (path, name) = (folder.join(&name), format!("{prefix}{name}"));
         let inner = format!("{name}/");
-        if wanted.iter().any(|w| w.starts_with(&inner)) {
+        if wanted.range(inner.clone()..).next().is_some_and(|w| w.starts_with(&inner)) {
             remove_others(&path, &inner, wanted)?;
         } else if !wanted.contains(&name) {
             fs::remove_all(&path)?;

@@ -5,6 +5,7 @@ use crate::hint::hint;
 use crate::options::Env;
 use longshore_convert::Error;
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
@@ -102,7 +103,7 @@ impl Report {
         if !self.quiet {
             // Padding counts the letters, not the colour.
             let pad = " ".repeat(10usize.saturating_sub(word.chars().count()));
-            self.stderr(&format!("{pad}{}  {text}\n", self.paint(color, word)));
+            self.stderr(&format!("{pad}{}  {}\n", self.paint(color, word), harmless(text)));
         }
     }
 
@@ -118,9 +119,9 @@ impl Report {
     /// A failed command: the facts, then the advice; as JSON too, if that is the output.
     pub(crate) fn failure(&self, command: &str, error: &anyhow::Error) {
         let (message, hint) = (message(error), hint(error));
-        let mut text = format!("{}: {message}\n", self.paint(ERROR, "error"));
+        let mut text = format!("{}: {}\n", self.paint(ERROR, "error"), harmless(&message));
         if let Some(hint) = &hint {
-            let _ = writeln!(text, "{}: {hint}", self.paint(HINT, "hint"));
+            let _ = writeln!(text, "{}: {}", self.paint(HINT, "hint"), harmless(hint));
         }
         self.stderr(&text);
         if self.json {
@@ -137,18 +138,17 @@ impl Report {
     /// Data for whatever reads stdout. The text ends its lines itself.
     #[expect(clippy::unused_self, reason = "all output passes through a report")]
     pub(crate) fn data(&self, text: &str) -> std::io::Result<()> {
-        let mut stdout = std::io::stdout().lock();
-        stdout.write_all(text.as_bytes())?;
-        stdout.flush()
+        stdout(&harmless(text))
     }
 
     /// The one JSON object of a command: the common fields, then those of `fields`.
+    #[expect(clippy::unused_self, reason = "all output passes through a report")]
     pub(crate) fn json(&self, command: &str, fields: &Value) -> std::io::Result<()> {
         let mut object = json!({"schema": SCHEMA, "command": command});
         if let (Value::Object(object), Value::Object(fields)) = (&mut object, fields) {
             object.extend(fields.clone());
         }
-        self.data(&format!("{object:#}\n"))
+        stdout(&format!("{object:#}\n"))
     }
 
     fn stderr(&self, text: &str) {
@@ -160,6 +160,28 @@ impl Report {
     fn paint(&self, color: &str, text: &str) -> String {
         if self.color { format!("{color}{text}{PLAIN}") } else { text.to_owned() }
     }
+}
+
+fn stdout(text: &str) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// The text with control characters and those that turn the direction of writing escaped: names come from files, and a
+/// terminal would obey them.
+fn harmless(text: &str) -> Cow<'_, str> {
+    let obeyed = |c: char| {
+        c.is_control() && !matches!(c, '\n' | '\t') || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if obeyed(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    Cow::Owned(out)
 }
 
 /// The error and its causes; a cause that the text above it already ends with is left out.

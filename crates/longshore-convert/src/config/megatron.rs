@@ -189,14 +189,15 @@ impl FromIterator<(String, Arg)> for Args {
 /// The processes of the smallest run with this layout: data parallel size 1 where the experts allow it.
 pub fn world_size(layout: Layout) -> u64 {
     let Layout { tp, pp, ep, etp } = layout;
-    let expert = ep * etp;
+    // Without experts any --ep and --etp pass.
+    let expert = ep.saturating_mul(etp);
     let gcd = |mut a: u64, mut b: u64| {
         while b != 0 {
             (a, b) = (b, a % b);
         }
         a
     };
-    pp * tp / gcd(tp, expert) * expert
+    pp.saturating_mul(tp / gcd(tp, expert)).saturating_mul(expert)
 }
 
 /// The attributes of the namespace to store for a model. `dtype` is that of the parameters, where they have one;

@@ -28,8 +28,10 @@ pub(super) fn cut(recipe: &Recipe, tp: u64, max_chunk: u64) -> Vec<Rect> {
         _ => vec![whole],
     };
     let blocks = |rect: Rect| {
-        let parts = (rect.len() * recipe.dtype.size()).div_ceil(max_chunk);
-        slices(&rect, 0, parts)
+        let Some(&rows) = rect.sizes.first() else { return vec![rect] };
+        let row_size = rect.len() / rows.max(1) * recipe.dtype.size();
+        // As many whole rows as fit; the blocks are then made even.
+        slices(&rect, 0, rows.div_ceil((max_chunk / row_size.max(1)).max(1)))
     };
     ranks.into_iter().flat_map(blocks).collect()
 }
@@ -188,12 +190,13 @@ mod tests {
             shape in prop::collection::vec(prop_oneof![1u64..9, Just(4096), 10_000u64..70_000], 1..3),
             axis in prop::option::of(0usize..2),
             tp in 1u64..9,
+            max_chunk in prop_oneof![Just(MAX_CHUNK), 100_000u64..1_000_000],
         ) {
             let axis = axis.filter(|&axis| axis < shape.len());
-            let rects = cut(&recipe(&shape, axis, false), tp, MAX_CHUNK);
+            let rects = cut(&recipe(&shape, axis, false), tp, max_chunk);
             prop_assert_eq!(check_tiling(&shape, &rects.iter().collect::<Vec<_>>()), Ok(()));
             for rect in &rects {
-                prop_assert!(rect.len() * 2 <= MAX_CHUNK || rect.sizes[0] == 1, "{rect:?}");
+                prop_assert!(rect.len() * 2 <= max_chunk || rect.sizes[0] == 1, "{rect:?}");
                 if let Some(axis) = axis.filter(|&axis| shape[axis].is_multiple_of(tp)) {
                     let rank = shape[axis] / tp;
                     let (first, last) = (rect.offsets[axis], rect.offsets[axis] + rect.sizes[axis] - 1);

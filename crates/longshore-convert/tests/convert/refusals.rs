@@ -5,6 +5,7 @@ use crate::random::Random;
 use crate::snapshots::{filters, model};
 use longshore_ckpt::Dtype;
 use longshore_convert::config::{ModelConfig, release};
+use longshore_convert::diff::{DiffOptions, Difference, Tolerance, diff};
 use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, NormKeys, SpecName};
 use longshore_convert::plan::{Plan, plan_export, plan_import};
 use longshore_convert::progress::Silent;
@@ -253,6 +254,17 @@ fn the_base_of_another_model_is_refused() {
     let error = export_refusal(&case, &ExportOptions { base, ..export_options() });
     let shapes = error.lines().filter(|line| line.trim_start().starts_with("shape")).count();
     assert!(shapes > 20, "{error}");
+}
+
+#[test]
+fn a_comparison_with_numbers_that_nothing_casts_says_so() {
+    let mut case = converted(&import_options());
+    case.tensor("backbone.layers.3.mixer.experts.2.down_proj.weight").dtype = Dtype::Uint8;
+    case.write_in_shards(u64::MAX);
+    let options = DiffOptions { glob: None, tolerance: Tolerance::Bits, threads: 2 };
+    let report = diff(&case.path("mc"), &case.path("hf"), &options, &Silent).unwrap();
+    let unreadable = report.entries.iter().filter(|entry| matches!(entry.what, Difference::Unreadable { .. }));
+    assert_eq!(unreadable.count(), 1, "{:?}", report.entries);
 }
 
 #[test]

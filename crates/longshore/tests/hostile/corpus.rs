@@ -36,11 +36,17 @@ impl Run {
 }
 
 impl Corpus {
-    pub(crate) fn new() -> Self {
-        let mut corpus = Self { temp: tempfile::tempdir().unwrap(), names: Vec::new() };
+    /// The two sound checkpoints alone.
+    pub(crate) fn sound() -> Self {
+        let corpus = Self { temp: tempfile::tempdir().unwrap(), names: Vec::new() };
         crate::hf::sound(&corpus.path("sound"));
         let made = corpus.run(&["convert", "@", "sound-mc"], "sound");
         assert_eq!(made.exit, Some(0), "{}", made.shown());
+        corpus
+    }
+
+    pub(crate) fn whole() -> Self {
+        let mut corpus = Self::sound();
         crate::pickles::make(&mut corpus);
         crate::tables::make(&mut corpus);
         crate::zips::make(&mut corpus);
@@ -90,7 +96,10 @@ impl Corpus {
 
     /// A Megatron inner folder without tensors whose `common.pt` holds this pickle.
     pub(crate) fn common(&mut self, name: &str, pickle: &[u8]) -> PathBuf {
-        let path = self.table(name, &longshore_ckpt::torch_dist::metadata::write(&Default::default()));
+        let path = self.table(
+            name,
+            &longshore_ckpt::torch_dist::metadata::write(&longshore_ckpt::torch_dist::metadata::Metadata::default()),
+        );
         fs::write(path.join("common.pt"), item::object_item(pickle)).unwrap();
         path
     }

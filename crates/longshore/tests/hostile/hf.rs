@@ -175,10 +175,11 @@ fn configs(corpus: &mut Corpus) {
     add("15-million-layers", huge.as_bytes());
     let experts = with(&[("hybrid_override_pattern", json!("E".repeat(15 << 20))), ("num_hidden_layers", Value::Null)]);
     add("15-million-moe-layers", experts.as_bytes());
-    let most = with(&[("hybrid_override_pattern", json!("E".repeat(65536))), ("num_hidden_layers", Value::Null)]);
-    add("4-million-experts", most.as_bytes());
-    let layers = with(&[("hybrid_override_pattern", json!("M".repeat(65536))), ("num_hidden_layers", Value::Null)]);
-    add("65536-layers", layers.as_bytes());
+    // The most that is accepted: the whole table of names has to fit into memory.
+    let experts = with(&[("hybrid_override_pattern", json!("E".repeat(4096))), ("num_hidden_layers", Value::Null)]);
+    add("262144-experts", experts.as_bytes());
+    let layers = with(&[("hybrid_override_pattern", json!("M".repeat(8192))), ("num_hidden_layers", Value::Null)]);
+    add("8192-layers", layers.as_bytes());
     let blocks = with(&[("hybrid_override_pattern", json!(format!("-{}", "/-".repeat(5 << 20))))]);
     add("5-million-mtp-blocks", blocks.as_bytes());
     add("negative", with(&[("hidden_size", json!(-4))]).as_bytes());

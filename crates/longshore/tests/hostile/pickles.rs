@@ -65,8 +65,10 @@ pub(crate) fn make(corpus: &mut Corpus) {
     corpus.common("pickle/48-million-lists", &whole(&lists));
     let folder = corpus.table("pickle/table-of-zeros", b"");
     sparse(&folder.join(".metadata"), b"\x80\x02", (2 << 30) - 1);
-    let folder =
-        corpus.table("pickle/common-of-zeros", &longshore_ckpt::torch_dist::metadata::write(&Default::default()));
+    let folder = corpus.table(
+        "pickle/common-of-zeros",
+        &longshore_ckpt::torch_dist::metadata::write(&longshore_ckpt::torch_dist::metadata::Metadata::default()),
+    );
     sparse(&folder.join("common.pt"), b"PK\x03\x04", 1 << 40);
 }
 

@@ -2,7 +2,7 @@
 
 use crate::corpus::{Corpus, fifo, link};
 use longshore_ckpt::torch_dist::item::Frame;
-use longshore_ckpt::torch_dist::metadata::{Metadata, write};
+use longshore_ckpt::torch_dist::metadata::{Metadata, TensorEntry, write};
 use longshore_ckpt::{Dtype, Rect};
 use serde_json::{Value, json};
 use std::fs;
@@ -87,7 +87,7 @@ fn paths(corpus: &mut Corpus) {
         place(corpus, &format!("path/{name}"), path, 0, len);
     }
     place(corpus, "path/long", &"n".repeat(5000), 0, len);
-    place(corpus, "path/deep", &["a"; 5000].join("/"), 0, len);
+    place(corpus, "path/deep", &vec!["a"; 5000].join("/"), 0, len);
     fifo(&place(corpus, "path/fifo", "__1_0.distcp", 0, len).join("__1_0.distcp"));
     link("/dev/zero", &place(corpus, "path/device", "__1_0.distcp", 0, len).join("__1_0.distcp"));
     link("__1_0.distcp", &place(corpus, "path/link-to-itself", "__1_0.distcp", 0, len).join("__1_0.distcp"));
@@ -103,7 +103,7 @@ fn paths(corpus: &mut Corpus) {
 fn chunks(corpus: &mut Corpus) {
     let mut add = |name: &str, rects: &[Rect]| pieces(corpus, &format!("chunks/{name}"), &[2, 3], rects);
     let (left, right) = (rect(&[0, 0], &[2, 2]), rect(&[0, 2], &[2, 1]));
-    add("hole", &[left.clone()]);
+    add("hole", std::slice::from_ref(&left));
     add("overlap", &[left.clone(), rect(&[0, 1], &[2, 2])]);
     add("hole-and-overlap", &[rect(&[0, 0], &[1, 3]), rect(&[0, 1], &[1, 2]), rect(&[1, 0], &[1, 1])]);
     add("twice", &[left.clone(), right.clone(), left.clone()]);
@@ -112,7 +112,6 @@ fn chunks(corpus: &mut Corpus) {
     add("of-another-rank", &[rect(&[0], &[6])]);
     add("of-no-rank", &[rect(&[], &[])]);
     add("empty", &[rect(&[0, 0], &[0, 3]), rect(&[0, 0], &[2, 0])]);
-    add("none", &[]);
     // Chunks that all begin in row 0: comparing each with each takes 10^10 steps.
     let columns = 100_000;
     let many: Vec<Rect> = (0..columns).map(|i| rect(&[0, i], &[1, 1])).collect();
@@ -123,6 +122,10 @@ fn chunks(corpus: &mut Corpus) {
     }
     let folder = corpus.table("chunks/100000-columns", &write(&table));
     fs::write(folder.join("__0_0.distcp"), item).unwrap();
+
+    let mut table = Metadata::default();
+    table.tensors.insert("w".into(), TensorEntry { dtype: Dtype::Float32, shape: vec![2, 3], chunks: Vec::new() });
+    corpus.table("chunks/none", &write(&table));
 
     shape(corpus, "shape/2-to-63", &[&[1 << 63]]);
     shape(corpus, "shape/product-overflows", &[&[1 << 32, 1 << 32]]);

@@ -98,8 +98,7 @@ pub(crate) fn make(corpus: &mut Corpus) {
     add("header-no-signature", &field(LOCAL, 0, 0, b"XX"));
     add("descriptor-other-crc", &field(DESCRIPTOR, 0, 4, &[1, 2, 3, 4]));
     add("descriptor-other-size", &field(DESCRIPTOR, 0, 8, &[1, 0, 0, 0]));
-    add("two-records-of-one-name", &|item| {
-        // `byteorder` becomes `data/0` too, in both places, by its length.
+    add("no-record-of-the-storage", &|item| {
         let text = item.clone();
         let found: Vec<usize> = text.windows(13).enumerate().filter(|w| w.1 == b"archive/data/").map(|w| w.0).collect();
         assert_eq!(found.len(), 2);
@@ -178,6 +177,11 @@ fn tensors(corpus: &mut Corpus) {
     add("sizes-overflow", &call(v2, "Vstorage\n", "0", "I4294967296\nI4294967296\nI4\n", "I1\nI4\nI1\n"));
     add("other-shape", &call(v2, "Vstorage\n", "0", "I3\nI2\n", "I2\nI1\n"));
     add("sizes-are-themselves", b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NK\x00]q\x00h\x00ah\x00NNtR.");
+    let two = [("a/data.pkl", b"N.".as_slice()), ("a/data.pkl", b"N."), ("a/data/0", &[0; 24])];
+    item_entry(corpus, "zip/two-records-of-one-name", &archive(&two));
+    let mut add = |name: &str, pickle: &[u8]| {
+        item_entry(corpus, &format!("tensor/{name}"), &item_with(pickle));
+    };
     let wrapped = |n: usize| {
         let inner = call(v2, "Vstorage\n", "0", "I2\nI3\n", "I3\nI1\n");
         let open = "ctorch._utils\n_rebuild_parameter\n(".repeat(n);
@@ -189,8 +193,12 @@ fn tensors(corpus: &mut Corpus) {
 
 /// An archive of torch with this `data.pkl` and 24 zero bytes of data.
 fn item_with(pickle: &[u8]) -> Vec<u8> {
+    archive(&[("a/data.pkl", pickle), ("a/byteorder", b"little"), ("a/data/0", &[0; 24])])
+}
+
+/// An archive of stored records.
+fn archive(records: &[(&str, &[u8])]) -> Vec<u8> {
     let (mut out, mut directory) = (Vec::new(), Vec::new());
-    let records: [(&str, &[u8]); 3] = [("a/data.pkl", pickle), ("a/byteorder", b"little"), ("a/data/0", &[0; 24])];
     for (name, data) in records {
         let crc = crc32(data);
         let sizes = [(data.len() as u32).to_le_bytes(); 2].concat();
