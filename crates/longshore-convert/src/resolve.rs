@@ -113,6 +113,8 @@ pub type DtypeRule<'a> = &'a dyn Fn(&str, &Declared, Dtype) -> Dtype;
 pub fn import_dtype(choice: crate::DtypeChoice, declared: &Declared, source: Dtype) -> Dtype {
     let wide = source == Dtype::Float32;
     match (declared.precision, choice) {
+        // Wider than needed, but nothing is lost.
+        (Precision::McFloat32 | Precision::Float32, _) if source == Dtype::Float64 => source,
         (Precision::McFloat32 | Precision::Float32, _) => Dtype::Float32,
         (Precision::SourceFloat32, _) if wide => Dtype::Float32,
         (_, crate::DtypeChoice::Cast(dtype)) => dtype,

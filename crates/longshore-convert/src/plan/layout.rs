@@ -144,7 +144,9 @@ pub(super) fn safetensors_files(recipes: &[Recipe], max_file_size: u64) -> (Vec<
     let count = shards.len();
     let mut weight_map = BTreeMap::new();
     let mut files = Vec::new();
-    for (number, shard) in shards.into_iter().enumerate() {
+    for (number, mut shard) in shards.into_iter().enumerate() {
+        // Widest first, as the safetensors library writes them: then every tensor is aligned to its elements.
+        shard.sort_by_key(|&i| std::cmp::Reverse(recipes[i].dtype.size()));
         let name = match count {
             1 => "model.safetensors".to_string(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
