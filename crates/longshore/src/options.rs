@@ -494,9 +494,9 @@ mod tests {
     #[test]
     fn the_scripts_default_destination_needs_the_models_name() {
         let args = ConvertArgs { source: Some("/arg".into()), ..ConvertArgs::default() };
-        let work = [("MLM_WORK_DIR", "/work"), ("MLM_MODEL_CFG", "nvidia/Nano")];
+        let work = [("MLM_WORK_DIR", "/scratch"), ("MLM_MODEL_CFG", "nvidia/Nano")];
         let [_, destination] = convert_paths(&args, &Env::of(&work)).expect("the name is there");
-        assert_eq!(destination.value.to_str(), Some("/work/nvidia/Nano_mlm"));
+        assert_eq!(destination.value.to_str(), Some("/scratch/nvidia/Nano_mlm"));
         let absent = UsageError::Absent { argument: "DST", variable: "MLM_MODEL_SAVE" };
         assert_eq!(convert_paths(&args, &Env::of(&work[..1])), Err(absent));
     }

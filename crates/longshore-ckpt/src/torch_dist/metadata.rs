@@ -88,6 +88,9 @@ impl Metadata {
     }
 }
 
+/// Bytes of a key or path. Rows can share one of megabytes, which would be hashed and compared for each.
+const MAX_NAME: usize = 4096;
+
 /// Attributes of an object of the table; torch's classes have 6 at most.
 const MAX_ATTRIBUTES: usize = 64;
 
@@ -147,6 +150,9 @@ fn places<'a>(
         let (Some(path), Some(offset), Some(length)) = (path, number("offset"), number("length")) else {
             return fail(format!("`{key}`: expected a relative_path, an offset and a length"));
         };
+        if let Some(long) = [key, path].into_iter().find(|name| name.len() > MAX_NAME) {
+            return fail(format!("a name of {} bytes, expected at most {MAX_NAME}", long.len()));
+        }
         if offset.checked_add(length).is_none() {
             return fail(format!("`{key}`: {length} bytes at {offset} overflow"));
         }

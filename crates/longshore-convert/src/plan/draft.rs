@@ -208,7 +208,7 @@ fn space_note(destination: &Path, needed: u64, notes: &mut Vec<Note>) -> Option<
     let free = fs::free_space(destination).ok()?;
     if free < needed {
         let text =
-            format!("the destination has {:.1} GB free, {:.1} GB are needed", gigabytes(free), gigabytes(needed));
+            format!("the destination has {:.3} GB free, {:.3} GB are needed", gigabytes(free), gigabytes(needed));
         notes.push(Note::new(NoteKind::Space, text));
     }
     Some(free)
