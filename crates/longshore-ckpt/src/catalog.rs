@@ -43,7 +43,7 @@ pub struct Chunk {
     /// Which elements of the tensor.
     pub rect: Rect,
     /// Where they lie. In safetensors this is the raw row-major little-endian data; in torch_dist it is the zip archive
-    /// around it, see [`Catalog::payload`].
+    /// around it, see [`torch_dist::locate_payload`].
     pub extent: Extent,
 }
 

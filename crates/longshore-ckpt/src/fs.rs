@@ -47,6 +47,11 @@ pub fn is_dir(path: &Path) -> bool {
     path.is_dir()
 }
 
+/// Whether `path` itself is a symbolic link.
+pub fn is_link(path: &Path) -> bool {
+    path.is_symlink()
+}
+
 /// The whole of a file of at most `max_bytes` bytes. A larger one is [`Error::Malformed`]; no more is allocated than
 /// the file holds.
 pub fn read_small(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {

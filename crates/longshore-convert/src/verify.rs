@@ -141,12 +141,7 @@ fn check_files(
             Err(error) => report.problems.push(damaged("", &file.name, error.to_string())),
         }
     }
-    for name in fs::list(folder)? {
-        let known = |f: &manifest::File| f.name == name || f.name.starts_with(&format!("{name}/"));
-        if name != manifest::NAME && !manifest.files.iter().any(known) {
-            report.notes.push(format!("`{name}` is not in the manifest"));
-        }
-    }
+    note_strangers(folder, "", manifest, report)?;
     if options.quick {
         report.notes.push("--quick: lengths and structure only, no data was read".into());
         return Ok(());
@@ -166,6 +161,20 @@ fn check_files(
     let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     found.sort_by_key(ToString::to_string);
     report.problems.extend(found);
+    Ok(())
+}
+
+/// A note for every file that is not in the manifest. `prefix` is the subfolder with its `/`.
+fn note_strangers(folder: &Path, prefix: &str, manifest: &Manifest, report: &mut VerifyReport) -> Result<()> {
+    for name in fs::list(&folder.join(prefix))? {
+        let name = format!("{prefix}{name}");
+        let inner = format!("{name}/");
+        if manifest.files.iter().any(|f| f.name.starts_with(&inner)) && !fs::is_link(&folder.join(&name)) {
+            note_strangers(folder, &inner, manifest, report)?;
+        } else if name != manifest::NAME && !manifest.files.iter().any(|f| f.name == name) {
+            report.notes.push(format!("`{name}` is not in the manifest"));
+        }
+    }
     Ok(())
 }
 

@@ -27,11 +27,25 @@ fn travels(name: &str) -> bool {
     EXACT.contains(&name) || PREFIXES.iter().any(|p| name.starts_with(p)) || SUFFIXES.iter().any(|s| name.ends_with(s))
 }
 
+/// What to do with symbolic links.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Links {
+    Follow,
+    Refuse,
+}
+
 /// The companions in `folder`, each to be stored under `prefix`.
-pub(super) fn collect(folder: &Path, prefix: &str) -> Result<Vec<SmallFile>> {
+///
+/// Links are followed in a folder that the user named (the Hugging Face cache is made of them), never in one that came
+/// inside a checkpoint: there a link could carry a private file of the reader's into the export.
+pub(super) fn collect(folder: &Path, prefix: &str, links: Links) -> Result<Vec<SmallFile>> {
     let mut found = Vec::new();
     for name in fs::list(folder)? {
         let path = folder.join(&name);
+        if travels(&name) && links == Links::Refuse && (fs::is_link(folder) || fs::is_link(&path)) {
+            let what = "a symbolic link inside a checkpoint".into();
+            return Err(longshore_ckpt::Error::Unsupported { path, what }.into());
+        }
         if travels(&name) && !fs::is_dir(&path) {
             let crc = crc32fast::hash(&fs::read_small(&path, MAX_SIZE)?);
             found.push(SmallFile { name: format!("{prefix}{name}"), content: Content::Path(path, crc) });

@@ -1,5 +1,6 @@
 //! torch_dist → Hugging Face.
 
+use super::companions::Links;
 use super::draft::{Draft, unmapped};
 use super::layout::safetensors_files;
 use super::{
@@ -100,7 +101,10 @@ pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -
 
     let (files, index) = safetensors_files(&recipes, options.max_file_size);
     let mut small = match &folder {
-        Some(folder) => companions::collect(folder, "")?,
+        Some(folder) => {
+            let links = if options.base.is_some() { Links::Follow } else { Links::Refuse };
+            companions::collect(folder, "", links)?
+        }
         None => {
             let (json, assumed) = release::hf_json(&config);
             notes.extend(assumed.into_iter().map(|n| Note::new(NoteKind::Warning, n)));

@@ -1,5 +1,6 @@
 //! Hugging Face → torch_dist.
 
+use super::companions::Links;
 use super::draft::{Draft, unmapped};
 use super::layout::torch_dist_files;
 use super::{Content, Note, NoteKind, Plan, SmallFile, companions, model_error};
@@ -39,6 +40,9 @@ pub fn plan_import(source: &Path, destination: &Path, options: &ImportOptions) -
     let dtype = |_: &str, declared: &_, source| import_dtype(options.dtype, declared, source);
     let mut resolved = resolve(&mapping, &catalog, Direction::Import, &dtype)?;
     let mut problems = (architecture.check_layout)(&config, options.layout);
+    if options.iteration.is_some_and(|n| i64::try_from(n).is_err()) {
+        problems.push(Problem::Option { option: "--iteration".into(), what: "is too large to be stored".into() });
+    }
     problems.append(&mut resolved.problems);
     unmapped(&resolved.unmapped, &catalog, options.allow_unmapped, &mut problems, &mut notes);
     if !problems.is_empty() {
@@ -51,7 +55,7 @@ pub fn plan_import(source: &Path, destination: &Path, options: &ImportOptions) -
     let params = params_dtype(options.dtype, &recipes);
     let arguments =
         megatron::args(&config, options.layout, options.spec, padded, params, options.make_vocab_size_divisible_by);
-    let mut small = companions::collect(config_folder, &format!("{TRAVELLING}/"))?;
+    let mut small = companions::collect(config_folder, &format!("{TRAVELLING}/"), Links::Follow)?;
     small.push(SmallFile { name: "metadata.json".into(), content: Content::Bytes(metadata_json().to_vec()) });
     let common = common_state(arguments, options.iteration);
     small.push(SmallFile {

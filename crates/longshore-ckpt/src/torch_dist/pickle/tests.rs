@@ -368,3 +368,9 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn a_backslash_before_an_escape_is_no_escape_as_in_python() {
+    let pickle = Pickle::parse(b"V\\\\u0041\\u0042\\n\n.").unwrap();
+    assert_eq!(pickle.root().as_str(), Some("\\\\u0041B\\n"));
+}
