@@ -352,6 +352,7 @@ pub(crate) const KNOWN: &[(&str, &str, i32, &str)] = &[
 pub(crate) const OPTIONS: &[(&str, &str)] = &[
     ("convert @ out --dry-run --tp 18446744073709551615", "does not divide intermediate_size"),
     ("convert @ out --dry-run --pp 18446744073709551615", "stages for 1 layers"),
+    ("convert @ out --dry-run --iteration 18446744073709551615", "is too large to be stored"),
     ("convert @ out --dry-run --tp 4294967296 --pp 4294967296 --ep 4294967296 --etp 4294967296", "2 problems"),
     (
         "convert @ out --dry-run --tp 4 --ep 18446744073709551615 --etp 18446744073709551615",
@@ -372,7 +373,7 @@ pub(crate) const HARMLESS: &[&str] = &[
     "convert @ out --dry-run --ep 18446744073709551615",
     "convert @ out --dry-run --tp 2 --ep 18446744073709551615 --etp 18446744073709551615",
     "convert @ out --dry-run --make-vocab-size-divisible-by 1000000000000",
-    "convert @ out --dry-run --iteration 18446744073709551615",
+    "convert @ out --dry-run --iteration 9223372036854775807",
     "convert @ out --dry-run --max-file-size 1",
     "convert @ out --dry-run --threads 65535",
     "export @mc out --dry-run --max-file-size 1",
