@@ -8,10 +8,12 @@
 //! construction, with its lock and journal).
 
 mod publish;
+mod scratch;
 mod staging;
 mod write;
 
 pub use publish::{publish_new, publish_over};
+pub use scratch::ScratchFile;
 pub use staging::{Staging, stale_stagings};
 pub use write::{SeqWriter, copy_small, create_dir, remove_all, rename_durable, sync_dir, write_durable};
 

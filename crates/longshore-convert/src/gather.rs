@@ -75,6 +75,7 @@ impl<'a> Walk<'a> {
 pub struct Gather<'a> {
     walk: Walk<'a>,
     rect: &'a Rect,
+    dtype: Dtype,
     /// Elements already given.
     next: u64,
     pieces: Vec<Piece>,
@@ -84,13 +85,18 @@ pub struct Gather<'a> {
 impl<'a> Gather<'a> {
     /// Begins at the first element of `rect`, a box of the recipe's tensor.
     pub fn new(recipe: &'a Recipe, rect: &'a Rect) -> Self {
-        Self { walk: Walk { recipe, part: 0, chunk: 0 }, rect, next: 0, pieces: Vec::new(), scratch: Vec::new() }
+        Self::casting(recipe, rect, recipe.dtype)
     }
 
-    /// Fills `out` (whole elements of the recipe's dtype) with the next elements. Errors: reading fails, or a cast
+    /// As [`Gather::new`], with another element type than the recipe's.
+    pub fn casting(recipe: &'a Recipe, rect: &'a Rect, dtype: Dtype) -> Self {
+        Self { walk: Walk { recipe, part: 0, chunk: 0 }, rect, dtype, next: 0, pieces: Vec::new(), scratch: Vec::new() }
+    }
+
+    /// Fills `out` (whole elements) with the next elements. Errors: reading fails, or a cast
     /// overflows, which is told as `Ok(Some(count))` of finite values that became infinite.
     pub fn fill(&mut self, files: &[ReadFile], out: &mut [u8]) -> longshore_ckpt::Result<u64> {
-        let dtype = self.walk.recipe.dtype;
+        let dtype = self.dtype;
         let width = dtype.size();
         let wanted = out.len() as u64 / width;
         self.pieces.clear();

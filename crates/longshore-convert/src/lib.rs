@@ -23,6 +23,7 @@ pub mod progress;
 pub mod region;
 pub mod resolve;
 pub mod run;
+pub mod source;
 pub mod verify;
 
 pub use error::{Error, Problem};

@@ -6,6 +6,7 @@ mod export;
 mod import;
 mod layout;
 
+pub(crate) use draft::unmapped;
 pub(crate) use export::drop_training_state;
 pub use export::plan_export;
 pub use import::plan_import;

@@ -105,7 +105,7 @@ impl Draft<'_> {
 }
 
 /// Tensors that no rule names: problems, or notes where the user allows them.
-pub(super) fn unmapped(
+pub(crate) fn unmapped(
     names: &[String],
     catalog: &Catalog,
     allowed: bool,

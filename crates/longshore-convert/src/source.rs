@@ -1,0 +1,208 @@
+//! A checkpoint of either format as the tensors of one namespace, for readers whose destination is memory.
+//!
+//! The namespace is the Megatron side with separate norms and without padded vocabulary rows, whatever the checkpoint
+//! stores: a Hugging Face folder is read through the architecture's mapping, a torch_dist checkpoint by identity but for
+//! the names of fused norms. So whoever runs a model knows layer kinds and no architecture.
+
+use crate::arch::SpecKeys;
+use crate::error::Problem;
+use crate::gather::{BAND, Gather};
+use crate::mapping::Mapping;
+use crate::model::{Model, check_vocabulary, read_manifest, spec_keys, stored_vocab};
+use crate::options::NormKeys;
+use crate::plan::{Note, NoteKind, drop_training_state, open_all, unmapped};
+use crate::region::Region;
+use crate::resolve::{Direction, OpenFiles, Part, Recipe, locate, resolve};
+use crate::{Error, Result};
+use longshore_ckpt::fs::ReadFile;
+use longshore_ckpt::{Catalog, Dtype, Format, Rect};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A model's weights, located down to their bytes and read on demand.
+pub struct Source {
+    /// The model.
+    pub model: Model,
+    /// Where the weights lie.
+    pub catalog: Catalog,
+    recipes: BTreeMap<String, Recipe>,
+    files: Vec<ReadFile>,
+    bytes_read: AtomicU64,
+}
+
+impl Source {
+    /// Opens the checkpoint at `path`; `base` supplies the config in place of the checkpoint's own. Everything that is
+    /// wrong with names, shapes, dtypes and coverage is found here, all of it together.
+    pub fn open(path: &Path, base: Option<&Path>, allow_unmapped: bool) -> Result<Self> {
+        let mut catalog = Catalog::open(path)?;
+        let (mut model, rows) = match catalog.format {
+            Format::Safetensors => hugging_face(&catalog, base)?,
+            Format::TorchDist => torch_dist(&mut catalog, base)?,
+        };
+        let config = &model.config;
+        let keys = SpecKeys { norms: NormKeys::Separate, norm_states: false, core_attention_states: false };
+        let canonical = (model.architecture.mapping)(config, &keys, config.vocab_size);
+        let mut problems = Vec::new();
+        let recipes = match catalog.format {
+            Format::Safetensors => {
+                let mut resolved = resolve(&canonical, &catalog, Direction::Import, &|_, _, dtype| dtype)?;
+                problems.append(&mut resolved.problems);
+                unmapped(&resolved.unmapped, &catalog, allow_unmapped, &mut problems, &mut model.notes);
+                resolved.recipes
+            }
+            Format::TorchDist => {
+                let stored = (model.architecture.mapping)(config, &spec_keys(&catalog), rows);
+                let mut resolved = resolve(&stored, &catalog, Direction::Export, &|_, _, dtype| dtype)?;
+                problems.append(&mut resolved.problems);
+                unmapped(&resolved.unmapped, &catalog, allow_unmapped, &mut problems, &mut model.notes);
+                if problems.is_empty() { identities(&canonical, &stored, &catalog, &mut problems)? } else { Vec::new() }
+            }
+        };
+        if !problems.is_empty() {
+            return Err(Error::Refused(problems));
+        }
+        let files = open_all(&catalog)?;
+        let recipes = recipes.into_iter().map(|r| (r.name.clone(), r)).collect();
+        Ok(Self { model, catalog, recipes, files, bytes_read: AtomicU64::new(0) })
+    }
+
+    /// Shape of a tensor, in elements, and the dtype that holds every value of its source.
+    ///
+    /// # Panics
+    /// For a name that the architecture does not have: names come from the model's own layers.
+    pub fn tensor(&self, name: &str) -> (&[u64], Dtype) {
+        let recipe = self.recipe(name);
+        (&recipe.shape, recipe.dtype)
+    }
+
+    /// Whether there is such a tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.recipes.contains_key(name)
+    }
+
+    /// Bytes handed out so far, in the dtypes that were asked for.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    /// Reads the elements of `rect` as `dtype`, little-endian and row-major, into `out`.
+    pub fn read(&self, name: &str, rect: &Rect, dtype: Dtype, out: &mut [u8]) -> Result<()> {
+        self.count(out.len());
+        no_overflow(name, dtype, Gather::casting(self.recipe(name), rect, dtype).fill(&self.files, out)?)
+    }
+
+    /// As [`Source::read`], in bands of whole rows of `row_len` elements: `take(first_row, bytes)` gets one after the
+    /// other. Memory is bounded by the band, or by one row.
+    pub fn read_rows(
+        &self,
+        name: &str,
+        rect: &Rect,
+        dtype: Dtype,
+        row_len: u64,
+        mut take: impl FnMut(usize, &[u8]),
+    ) -> Result<()> {
+        let mut gather = Gather::casting(self.recipe(name), rect, dtype);
+        let row_size = row_len * dtype.size();
+        let rows = rect.len().checked_div(row_len).unwrap_or(0);
+        let per_band = (BAND as u64 / row_size.max(1)).clamp(1, rows.max(1));
+        let mut band = vec![0; (per_band * row_size) as usize];
+        let mut row = 0;
+        while row < rows {
+            let count = per_band.min(rows - row);
+            let part = &mut band[..(count * row_size) as usize];
+            self.count(part.len());
+            no_overflow(name, dtype, gather.fill(&self.files, part)?)?;
+            take(row as usize, part);
+            row += count;
+        }
+        Ok(())
+    }
+
+    fn count(&self, bytes: usize) {
+        self.bytes_read.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn recipe(&self, name: &str) -> &Recipe {
+        self.recipes.get(name).unwrap_or_else(|| panic!("no tensor `{name}` in the architecture's table"))
+    }
+}
+
+fn no_overflow(name: &str, dtype: Dtype, overflows: u64) -> Result<()> {
+    if overflows == 0 {
+        return Ok(());
+    }
+    let what = format!("{overflows} values are too large for {dtype}");
+    Err(Error::Refused(vec![Problem::Loss { tensor: name.into(), what }]))
+}
+
+fn hugging_face(catalog: &Catalog, base: Option<&Path>) -> Result<(Model, u64)> {
+    let mut model = Model::from_folder(base.unwrap_or(&catalog.folder))?;
+    let per_block = model.config.mtp.as_ref().map_or(1, |m| m.layers.len() as u64);
+    model.settle_mtp(catalog.tensors.keys(), per_block);
+    let rows = model.config.vocab_size;
+    Ok((model, rows))
+}
+
+/// The model and the number of vocabulary rows that the checkpoint stores.
+fn torch_dist(catalog: &mut Catalog, base: Option<&Path>) -> Result<(Model, u64)> {
+    let manifest = read_manifest(&catalog.folder)?;
+    let mut model = Model::from_torch_dist(catalog, base)?;
+    model.settle_mtp(catalog.tensors.keys(), 1);
+    let ignored = drop_training_state(catalog);
+    if ignored > 0 {
+        let text = format!("{ignored} entries of optimizer, scheduler and RNG state");
+        model.notes.push(Note::new(NoteKind::Ignored, text));
+    }
+    if let (None, Some(manifest)) = (&model.folder, &manifest) {
+        model.config.vocab_size = manifest.origin.vocab_size;
+    }
+    let rows = stored_vocab(catalog).unwrap_or(model.config.vocab_size).max(model.config.vocab_size);
+    check_vocabulary(&model.config, rows, &catalog.folder)?;
+    if rows > model.config.vocab_size {
+        let text = format!("rows {} to {rows} of the vocabulary are padding and are not read", model.config.vocab_size);
+        model.notes.push(Note::new(NoteKind::Ignored, text));
+    }
+    Ok((model, rows))
+}
+
+/// The recipes of a torch_dist checkpoint: every tensor is itself, but for the name of a fused norm and padded rows.
+fn identities(
+    canonical: &Mapping,
+    stored: &Mapping,
+    catalog: &Catalog,
+    problems: &mut Vec<Problem>,
+) -> Result<Vec<Recipe>> {
+    // Norms are whole tensors on both sides, so the Hugging Face name joins the two Megatron names.
+    let by_hf: BTreeMap<&str, &str> = stored.ties.iter().map(|t| (t.hf.0.as_str(), t.mc.0.as_str())).collect();
+    let renamed: BTreeMap<&str, &str> = canonical
+        .ties
+        .iter()
+        .filter(|t| !stored.mc.contains_key(&t.mc.0))
+        .filter_map(|t| Some((t.mc.0.as_str(), *by_hf.get(t.hf.0.as_str())?)))
+        .collect();
+    let mut files = OpenFiles::new(catalog);
+    let mut recipes = Vec::with_capacity(canonical.mc.len());
+    for (name, declared) in &canonical.mc {
+        let source = renamed.get(name.as_str()).copied().unwrap_or(name);
+        match locate(catalog, &mut files, source)? {
+            Ok(tensor) => {
+                let len: u64 = declared.shape.iter().product();
+                let row: u64 = declared.shape.iter().skip(1).product();
+                let stored_rows = tensor.shape.first().copied().unwrap_or(1);
+                // Fewer rows than are stored are wanted of the vocabulary alone: every other shape was compared.
+                let region = Region::rows(stored_rows, 0..declared.shape[0], row);
+                recipes.push(Recipe {
+                    name: name.clone(),
+                    dtype: tensor.dtype,
+                    shape: declared.shape.clone(),
+                    parts: vec![Part { target: Region::all(len), source: Some((Arc::new(tensor), region)) }],
+                    declared: declared.clone(),
+                });
+            }
+            Err(problem) => problems.push(problem),
+        }
+    }
+    Ok(recipes)
+}

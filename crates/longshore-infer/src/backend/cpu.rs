@@ -1,0 +1,269 @@
+//! The backend of this machine's processors.
+//!
+//! Activations are float32 rows in either precision. In bfloat16, what enters a product, the residual stream and the
+//! key/value cache are rounded to it; sums, norms, the router, the scan and its state stay float32.
+
+#![allow(clippy::inline_always, reason = "bodies must be inlined into the functions that enable instructions")]
+#![allow(clippy::many_single_char_names, reason = "the names of the formulas")]
+
+mod attention;
+pub mod isa;
+mod mamba;
+mod math;
+pub mod matrix;
+mod moe;
+mod norm;
+pub mod pool;
+mod tasks;
+
+use crate::backend::{Backend, MambaOptions, Routing, Segment};
+use crate::layers::{AttentionWeights, MambaWeights, MoeWeights};
+use half::bf16;
+use isa::Isa;
+use longshore_ckpt::Dtype;
+use matrix::{Matrix, Product, WeightType};
+use pool::Pool;
+use std::borrow::Cow;
+use std::ops::Range;
+use tasks::row_blocks;
+
+pub use attention::KvState;
+pub use mamba::MambaState;
+
+/// What products are computed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Float32 throughout; weights in the type they are stored in, which loses nothing. The reference.
+    Float32,
+    /// Bfloat16 weights and activations, float32 sums.
+    Bfloat16,
+}
+
+/// This machine's processors.
+pub struct Cpu {
+    pool: Pool,
+    isa: Isa,
+    precision: Precision,
+}
+
+/// Rows of activations.
+pub struct Rows {
+    width: usize,
+    data: Vec<f32>,
+}
+
+/// Rows of a task where rows are independent.
+const ROWS_PER_TASK: usize = 16;
+
+impl Cpu {
+    /// `threads` threads and the widest instructions of this processor. Errors: the threads cannot be started.
+    pub fn new(threads: usize, precision: Precision) -> std::io::Result<Self> {
+        Self::with_isa(threads, precision, Isa::detect())
+    }
+
+    /// As [`Cpu::new`], with the instructions of `isa`, or of this processor where it has fewer.
+    pub fn with_isa(threads: usize, precision: Precision, isa: Isa) -> std::io::Result<Self> {
+        Ok(Self { pool: Pool::new(threads)?, isa: isa.min(Isa::detect()), precision })
+    }
+
+    /// The precision.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Products of the same or different inputs, in one go.
+    fn products<T: Element>(&self, jobs: &mut [Job<'_, T>]) {
+        T::products(self, jobs);
+    }
+
+    fn relu_squared_rows(&self, data: &mut [f32], width: usize) {
+        row_blocks(&self.pool, data, width, ROWS_PER_TASK, |_, rows| norm::relu_squared(self.isa, rows));
+    }
+
+    fn add_rows(&self, x: &[f32], residual: &mut [f32], width: usize) {
+        row_blocks(&self.pool, residual, width, ROWS_PER_TASK, |first, rows| {
+            norm::add(self.isa, &x[first * width..][..rows.len()], rows);
+        });
+    }
+}
+
+/// Input `[tokens, cols]`, weight, output `[tokens, rows]`.
+type Job<'a, T> = (&'a [T], &'a Matrix, &'a mut [f32]);
+
+/// What enters a product.
+trait Element: Copy + Send + Sync + 'static {
+    /// The values in this type, rounded where it is narrower.
+    fn of(isa: Isa, x: &[f32]) -> Cow<'_, [Self]>;
+    fn products(cpu: &Cpu, jobs: &mut [Job<'_, Self>]);
+}
+
+impl Element for f32 {
+    fn of(_: Isa, x: &[f32]) -> Cow<'_, [Self]> {
+        Cow::Borrowed(x)
+    }
+
+    fn products(cpu: &Cpu, jobs: &mut [Job<'_, Self>]) {
+        matrix::matmul_f32(&cpu.pool, cpu.isa, &mut as_products(jobs));
+    }
+}
+
+impl Element for bf16 {
+    fn of(isa: Isa, x: &[f32]) -> Cow<'_, [Self]> {
+        let mut out = vec![Self::ZERO; x.len()];
+        matrix::to_bf16(isa, x, &mut out);
+        Cow::Owned(out)
+    }
+
+    fn products(cpu: &Cpu, jobs: &mut [Job<'_, Self>]) {
+        matrix::matmul_bf16(&cpu.pool, cpu.isa, &mut as_products(jobs));
+    }
+}
+
+fn as_products<'a, T>(jobs: &'a mut [Job<'_, T>]) -> Vec<Product<'a, T>> {
+    jobs.iter_mut().map(|(x, w, out)| Product { x, w, out }).collect()
+}
+
+impl Backend for Cpu {
+    type Matrix = Matrix;
+    type Vector = Vec<f32>;
+    type Buffer = Rows;
+    type MambaState = MambaState;
+    type KvState = KvState;
+
+    fn matrix_type(&self, stored: Dtype) -> Dtype {
+        match (self.precision, stored) {
+            (Precision::Bfloat16, _) | (_, Dtype::Bfloat16) => Dtype::Bfloat16,
+            _ => Dtype::Float32,
+        }
+    }
+
+    fn matrix(&self, rows: usize, cols: usize, element: Dtype) -> Matrix {
+        Matrix::zeros(rows, cols, weight_type(element))
+    }
+
+    fn pack(&self, matrix: &mut Matrix, first_row: usize, rows: &[u8]) {
+        matrix.pack_rows(first_row, rows);
+    }
+
+    fn matrix_size(&self, rows: u64, cols: u64, element: Dtype) -> u64 {
+        // Panels of 64 rows, pairs of columns.
+        rows.next_multiple_of(64) * cols.next_multiple_of(2) * weight_type(element).size() as u64
+    }
+
+    fn activation_size(&self) -> u64 {
+        match self.precision {
+            Precision::Float32 => 4,
+            Precision::Bfloat16 => 2,
+        }
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Vec<f32> {
+        values
+    }
+
+    fn buffer(&self, rows: usize, width: usize) -> Rows {
+        Rows { width, data: vec![0.0; rows * width] }
+    }
+
+    fn upload(&self, width: usize, values: &[f32]) -> Rows {
+        Rows { width, data: values.to_vec() }
+    }
+
+    fn download(&self, buffer: &Rows, rows: Range<usize>) -> Vec<f32> {
+        buffer.data[rows.start * buffer.width..rows.end * buffer.width].to_vec()
+    }
+
+    fn mamba_state(&self, weights: &MambaWeights<Self>) -> MambaState {
+        MambaState::new(&weights.spec)
+    }
+
+    fn kv_state(&self, weights: &AttentionWeights<Self>) -> KvState {
+        KvState::new(&weights.spec, self.precision)
+    }
+
+    fn truncate_kv(&self, state: &mut KvState, tokens: usize) {
+        state.truncate(tokens);
+    }
+
+    fn rms_norm(&self, x: &Rows, weight: &Vec<f32>, eps: f32, out: &mut Rows) {
+        let width = x.width;
+        row_blocks(&self.pool, &mut out.data, width, ROWS_PER_TASK, |first, rows| {
+            norm::rms_norm(self.isa, &x.data[first * width..][..rows.len()], weight, eps, rows);
+        });
+    }
+
+    fn linear(&self, x: &Rows, weight: &Matrix, out: &mut Rows) {
+        match self.precision {
+            Precision::Float32 => f32::products(self, &mut [(&x.data, weight, &mut out.data)]),
+            Precision::Bfloat16 => {
+                let x = bf16::of(self.isa, &x.data);
+                bf16::products(self, &mut [(&x, weight, &mut out.data)]);
+            }
+        }
+    }
+
+    fn add(&self, x: &Rows, residual: &mut Rows) {
+        let width = x.width;
+        row_blocks(&self.pool, &mut residual.data, width, ROWS_PER_TASK, |first, rows| {
+            let x = &x.data[first * width..][..rows.len()];
+            match self.precision {
+                Precision::Float32 => norm::add(self.isa, x, rows),
+                Precision::Bfloat16 => norm::add_rounded(self.isa, x, rows),
+            }
+        });
+    }
+
+    fn concatenate(&self, a: &Rows, b: &Rows) -> Rows {
+        let mut data = Vec::with_capacity(a.data.len() + b.data.len());
+        for (a, b) in a.data.chunks_exact(a.width).zip(b.data.chunks_exact(b.width)) {
+            data.extend_from_slice(a);
+            data.extend_from_slice(b);
+        }
+        Rows { width: a.width + b.width, data }
+    }
+
+    fn relu_squared(&self, x: &mut Rows) {
+        self.relu_squared_rows(&mut x.data, x.width);
+    }
+
+    fn mamba(
+        &self,
+        weights: &MambaWeights<Self>,
+        options: &MambaOptions,
+        projected: &Rows,
+        segments: &mut [Segment<'_, MambaState>],
+        out: &mut Rows,
+    ) {
+        let parameters = mamba::Parameters {
+            spec: &weights.spec,
+            conv: &weights.conv,
+            conv_bias: &weights.conv_bias,
+            a: &weights.a,
+            d: &weights.d,
+            dt_bias: &weights.dt_bias,
+            norm: &weights.norm,
+        };
+        mamba::run(&self.pool, self.isa, &parameters, options, &projected.data, segments, &mut out.data);
+    }
+
+    fn attention(
+        &self,
+        weights: &AttentionWeights<Self>,
+        qkv: &Rows,
+        segments: &mut [Segment<'_, KvState>],
+        out: &mut Rows,
+    ) {
+        attention::run(&self.pool, self.isa, &weights.spec, &qkv.data, segments, &mut out.data);
+    }
+
+    fn moe(&self, weights: &MoeWeights<Self>, u: &Rows, out: &mut Rows) -> Routing {
+        match self.precision {
+            Precision::Float32 => moe::run::<f32>(self, weights, &u.data, u.width, &mut out.data),
+            Precision::Bfloat16 => moe::run::<bf16>(self, weights, &u.data, u.width, &mut out.data),
+        }
+    }
+}
+
+fn weight_type(element: Dtype) -> WeightType {
+    if element == Dtype::Bfloat16 { WeightType::Bfloat16 } else { WeightType::Float32 }
+}

@@ -1,0 +1,210 @@
+//! Grouped-query attention, causal, without position embedding: prompts and decoding alike.
+//!
+//! Keys are taken in blocks that begin at multiples of [`KEYS`], with the running maximum and sum of Milakov and
+//! Gimelshein (2018). The blocks do not depend on where a query or a prompt's cut is, so neither do the bits.
+
+use super::isa::{Isa, per_isa};
+use super::math::{dot, exp, max};
+use super::pool::Pool;
+use super::tasks::each;
+use super::{Precision, matrix};
+use crate::backend::Segment;
+use half::bf16;
+use longshore_convert::config::Attention;
+
+/// Keys of a block.
+const KEYS: usize = 64;
+/// Queries (tokens times heads) of a task, at least one token.
+const QUERIES: usize = 64;
+
+/// Keys and values of one sequence.
+pub struct KvState {
+    heads: Vec<KvHead>,
+    head_dim: usize,
+    tokens: usize,
+}
+
+/// Keys and values of one head, `[tokens, head_dim]` each.
+enum KvHead {
+    Float32 { k: Vec<f32>, v: Vec<f32> },
+    Bfloat16 { k: Vec<bf16>, v: Vec<bf16> },
+}
+
+impl KvState {
+    /// Before the first token.
+    pub(super) fn new(spec: &Attention, precision: Precision) -> Self {
+        let head = |_| match precision {
+            Precision::Float32 => KvHead::Float32 { k: Vec::new(), v: Vec::new() },
+            Precision::Bfloat16 => KvHead::Bfloat16 { k: Vec::new(), v: Vec::new() },
+        };
+        Self { heads: (0..spec.kv_heads).map(head).collect(), head_dim: spec.head_dim as usize, tokens: 0 }
+    }
+
+    /// Forgets all but the first `tokens` tokens.
+    pub(super) fn truncate(&mut self, tokens: usize) {
+        let len = tokens * self.head_dim;
+        for head in &mut self.heads {
+            match head {
+                KvHead::Float32 { k, v } => (k.truncate(len), v.truncate(len)),
+                KvHead::Bfloat16 { k, v } => (k.truncate(len), v.truncate(len)),
+            };
+        }
+        self.tokens = tokens;
+    }
+}
+
+impl KvHead {
+    fn push(&mut self, isa: Isa, key: &[f32], value: &[f32]) {
+        match self {
+            Self::Float32 { k, v } => {
+                k.extend_from_slice(key);
+                v.extend_from_slice(value);
+            }
+            Self::Bfloat16 { k, v } => {
+                for (all, new) in [(k, key), (v, value)] {
+                    let from = all.len();
+                    all.resize(from + new.len(), bf16::ZERO);
+                    matrix::to_bf16(isa, new, &mut all[from..]);
+                }
+            }
+        }
+    }
+}
+
+/// Some queries of one key/value head.
+struct Task<'a> {
+    head_dim: usize,
+    /// Position of the first query's token in the sequence.
+    position: usize,
+    kv: &'a KvHead,
+    /// Query heads of the first token, then of the next: slices of `[query heads, head_dim]`.
+    queries: Vec<&'a [f32]>,
+    out: Vec<&'a mut [f32]>,
+}
+
+/// Runs attention on all segments; `qkv` and `out` are the rows of the whole batch.
+pub(super) fn run(
+    pool: &Pool,
+    isa: Isa,
+    spec: &Attention,
+    qkv: &[f32],
+    segments: &mut [Segment<'_, KvState>],
+    out: &mut [f32],
+) {
+    let (dim, groups) = (spec.head_dim as usize, spec.kv_heads as usize);
+    let per_group = spec.heads as usize / groups;
+    let (group_width, out_width) = ((per_group + 2) * dim, spec.heads as usize * dim);
+    let width = groups * group_width;
+    for segment in &mut *segments {
+        for row in qkv[segment.rows.start * width..segment.rows.end * width].chunks_exact(width) {
+            for (head, part) in segment.state.heads.iter_mut().zip(row.chunks_exact(group_width)) {
+                let (k, v) = part[per_group * dim..].split_at(dim);
+                head.push(isa, k, v);
+            }
+        }
+        segment.state.tokens += segment.rows.len();
+    }
+    let tokens_per_task = (QUERIES / per_group).max(1);
+    let mut tasks: Vec<Task<'_>> = Vec::new();
+    let mut outs: Vec<_> = out.chunks_mut(out_width).map(Some).collect();
+    for segment in &*segments {
+        let first = segment.state.tokens - segment.rows.len();
+        for start in segment.rows.clone().step_by(tokens_per_task) {
+            let begin = tasks.len();
+            let position = first + start - segment.rows.start;
+            tasks.extend(segment.state.heads.iter().map(|kv| {
+                let (queries, out) = (Vec::new(), Vec::new());
+                Task { head_dim: dim, position, kv, queries, out }
+            }));
+            let rows = start..(start + tokens_per_task).min(segment.rows.end);
+            for row in rows {
+                let parts = qkv[row * width..][..width].chunks_exact(group_width);
+                let outs = outs[row].take().unwrap_or_default().chunks_mut(per_group * dim);
+                for ((task, part), out) in tasks[begin..].iter_mut().zip(parts).zip(outs) {
+                    task.queries.push(&part[..per_group * dim]);
+                    task.out.push(out);
+                }
+            }
+        }
+    }
+    each(pool, &mut tasks, |task| attend(isa, task));
+}
+
+per_isa! {
+    fn attend(task: &mut Task<'_>) = attend_body;
+}
+
+#[inline(always)]
+fn attend_body(task: &mut Task<'_>) {
+    let dim = task.head_dim;
+    let scale = 1.0 / (dim as f32).sqrt();
+    let queries: usize = task.queries.iter().map(|q| q.len() / dim).sum();
+    // Maximum and sum so far of every query; the weighted values grow in `out`.
+    let mut running = vec![(f32::NEG_INFINITY, 0.0f32); queries];
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    for out in &mut task.out {
+        out.fill(0.0);
+    }
+    let last = task.position + task.queries.len();
+    for begin in (0..last).step_by(KEYS) {
+        let end = (begin + KEYS).min(last);
+        let (k, v) = block(task.kv, begin * dim..end * dim, &mut keys, &mut values);
+        let mut running = running.iter_mut();
+        for (t, (queries, out)) in task.queries.iter().zip(&mut task.out).enumerate() {
+            let visible = (task.position + t + 1).min(end).saturating_sub(begin);
+            for (q, out) in queries.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
+                let Some((highest, sum)) = running.next() else { break };
+                if visible == 0 {
+                    continue;
+                }
+                let mut scores = [0.0f32; KEYS];
+                let scores = &mut scores[..visible];
+                for (score, k) in scores.iter_mut().zip(k.chunks_exact(dim)) {
+                    *score = dot(q, k) * scale;
+                }
+                let top = max(scores).max(*highest);
+                let shrink = exp(*highest - top);
+                for score in &mut *scores {
+                    *score = exp(*score - top);
+                }
+                *highest = top;
+                *sum = sum.mul_add(shrink, scores.iter().sum());
+                for out in &mut *out {
+                    *out *= shrink;
+                }
+                for (&p, v) in scores.iter().zip(v.chunks_exact(dim)) {
+                    for (out, &v) in out.iter_mut().zip(v) {
+                        *out = p.mul_add(v, *out);
+                    }
+                }
+            }
+        }
+    }
+    let mut running = running.iter();
+    for out in task.out.iter_mut().flat_map(|out| out.chunks_exact_mut(dim)) {
+        let Some((_, sum)) = running.next() else { break };
+        for out in out {
+            *out /= sum;
+        }
+    }
+}
+
+/// A range of keys and values as float32; `keys` and `values` hold them where they are not.
+#[inline(always)]
+fn block<'a>(
+    kv: &'a KvHead,
+    range: std::ops::Range<usize>,
+    keys: &'a mut Vec<f32>,
+    values: &'a mut Vec<f32>,
+) -> (&'a [f32], &'a [f32]) {
+    match kv {
+        KvHead::Float32 { k, v } => (&k[range.clone()], &v[range]),
+        KvHead::Bfloat16 { k, v } => {
+            for (wide, narrow) in [(&mut *keys, k), (&mut *values, v)] {
+                wide.clear();
+                wide.extend(narrow[range.clone()].iter().map(|x| f32::from_bits(u32::from(x.to_bits()) << 16)));
+            }
+            (keys, values)
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! Mixture of experts: a router in float32, experts on the tokens sent to them, a shared expert on all of them
+//! (`NemotronHMoE` of transformers; `core/transformer/moe` of Megatron-LM).
+//!
+//! A token's experts are added in ascending order, so its result does not depend on what else is in the batch.
+
+use super::isa::per_isa;
+use super::math::sigmoid;
+use super::matrix::Matrix;
+use super::tasks::row_blocks;
+use super::{Cpu, Element, norm};
+use crate::backend::Routing;
+use crate::layers::MoeWeights;
+use longshore_convert::config::Moe;
+
+/// The whole layer: `out = experts(u) + shared_expert(u)`, rows of `hidden` elements.
+pub(super) fn run<T: Element>(cpu: &Cpu, w: &MoeWeights<Cpu>, u: &[f32], hidden: usize, out: &mut [f32]) -> Routing {
+    let tokens = u.len() / hidden;
+    let routing = route(cpu, w, u, hidden);
+    let input = T::of(cpu.isa, u);
+    let shared_ffn = w.spec.shared_ffn as usize;
+    let mut shared = vec![0.0; tokens * shared_ffn];
+    let sent = Sent::new(&routing.experts, w.spec.experts as usize, w.spec.top_k as usize);
+    let width = w.spec.latent.map_or(hidden, |l| l as usize);
+    let mut routed = vec![0.0; tokens * width];
+    if let Some((down, up)) = &w.latent {
+        let mut latent = vec![0.0; tokens * width];
+        cpu.products(&mut [(&input, down, &mut latent), (&input, &w.shared_fc1, &mut shared)]);
+        experts::<T>(cpu, w, &T::of(cpu.isa, &latent), width, &sent, &routing, None, &mut routed);
+        cpu.relu_squared_rows(&mut shared, shared_ffn);
+        let (routed, shared) = (T::of(cpu.isa, &routed), T::of(cpu.isa, &shared));
+        let mut added = vec![0.0; out.len()];
+        cpu.products(&mut [(&routed, up, out), (&shared, &w.shared_fc2, &mut added)]);
+        cpu.add_rows(&added, out, hidden);
+    } else {
+        let shared = Some(Shared { input: &input, inner: &mut shared, out });
+        experts::<T>(cpu, w, &input, hidden, &sent, &routing, shared, &mut routed);
+        cpu.add_rows(&routed, out, hidden);
+    }
+    routing
+}
+
+/// The shared expert, where it reads what the routed experts read: its products join theirs.
+struct Shared<'a, T> {
+    input: &'a [T],
+    inner: &'a mut [f32],
+    out: &'a mut [f32],
+}
+
+/// The tokens of each expert.
+struct Sent {
+    /// Token and its slot (the index into the routing's weights), expert by expert.
+    rows: Vec<(usize, usize)>,
+    /// First row of each expert, and the end.
+    starts: Vec<usize>,
+}
+
+impl Sent {
+    fn new(chosen: &[u32], experts: usize, top_k: usize) -> Self {
+        let mut starts = vec![0; experts + 1];
+        for &e in chosen {
+            starts[e as usize + 1] += 1;
+        }
+        for e in 0..experts {
+            starts[e + 1] += starts[e];
+        }
+        let mut next = starts.clone();
+        let mut rows = vec![(0, 0); chosen.len()];
+        for (slot, &e) in chosen.iter().enumerate() {
+            rows[next[e as usize]] = (slot / top_k, slot);
+            next[e as usize] += 1;
+        }
+        Self { rows, starts }
+    }
+
+    /// Experts with tokens, and how many.
+    fn busy(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.starts.windows(2).enumerate().map(|(e, w)| (e, w[1] - w[0])).filter(|&(_, rows)| rows > 0)
+    }
+}
+
+/// `out[t] = sum_e weight * fc2(relu(fc1(x[t]))^2)`.
+#[expect(clippy::too_many_arguments, reason = "one for each buffer of the formula")]
+fn experts<T: Element>(
+    cpu: &Cpu,
+    w: &MoeWeights<Cpu>,
+    x: &[T],
+    width: usize,
+    sent: &Sent,
+    routing: &Routing,
+    mut shared: Option<Shared<'_, T>>,
+    out: &mut [f32],
+) {
+    let ffn = w.spec.expert_ffn as usize;
+    let mut gathered: Vec<T> = Vec::with_capacity(sent.rows.len() * width);
+    for &(token, _) in &sent.rows {
+        gathered.extend_from_slice(&x[token * width..][..width]);
+    }
+    let mut inner = vec![0.0; sent.rows.len() * ffn];
+    let mut jobs = split(sent, &w.fc1, &gathered, width, &mut inner, ffn);
+    if let Some(shared) = &mut shared {
+        jobs.push((shared.input, &w.shared_fc1, &mut *shared.inner));
+    }
+    cpu.products(&mut jobs);
+    cpu.relu_squared_rows(&mut inner, ffn);
+    let inner = T::of(cpu.isa, &inner);
+    let mut results = vec![0.0; sent.rows.len() * width];
+    let mut jobs = split(sent, &w.fc2, &inner, ffn, &mut results, width);
+    let shared = shared.map(|shared| {
+        cpu.relu_squared_rows(shared.inner, w.spec.shared_ffn as usize);
+        (T::of(cpu.isa, shared.inner), shared.out)
+    });
+    match shared {
+        Some((inner, out)) => {
+            jobs.push((&inner, &w.shared_fc2, out));
+            cpu.products(&mut jobs);
+        }
+        None => cpu.products(&mut jobs),
+    }
+    // Where each slot's result is; a token's slots are in ascending order of experts.
+    let mut at = vec![0; sent.rows.len()];
+    for (row, &(_, slot)) in sent.rows.iter().enumerate() {
+        at[slot] = row;
+    }
+    let top_k = w.spec.top_k as usize;
+    row_blocks(&cpu.pool, out, width, 8, |first, rows| {
+        for (t, out) in rows.chunks_exact_mut(width).enumerate() {
+            out.fill(0.0);
+            for slot in (first + t) * top_k..(first + t + 1) * top_k {
+                norm::axpy(cpu.isa, routing.weights[slot], &results[at[slot] * width..][..width], out);
+            }
+        }
+    });
+}
+
+/// One product for each expert that has tokens.
+fn split<'a, T>(
+    sent: &Sent,
+    weights: &'a [Matrix],
+    x: &'a [T],
+    width: usize,
+    out: &'a mut [f32],
+    out_width: usize,
+) -> Vec<(&'a [T], &'a Matrix, &'a mut [f32])> {
+    let mut out = out;
+    let mut x = x;
+    let mut jobs = Vec::new();
+    for (e, rows) in sent.busy() {
+        let (input, x_rest) = x.split_at(rows * width);
+        let (result, out_rest) = std::mem::take(&mut out).split_at_mut(rows * out_width);
+        (x, out) = (x_rest, out_rest);
+        jobs.push((input, &weights[e], result));
+    }
+    jobs
+}
+
+/// Scores, choice and weights of every token.
+fn route(cpu: &Cpu, w: &MoeWeights<Cpu>, u: &[f32], hidden: usize) -> Routing {
+    let (experts, top_k) = (w.spec.experts as usize, w.spec.top_k as usize);
+    let tokens = u.len() / hidden;
+    let mut logits = vec![0.0; tokens * experts];
+    f32::products(cpu, &mut [(u, &w.router, &mut logits)]);
+    let mut routing = Routing { logits, experts: vec![0; tokens * top_k], weights: vec![0.0; tokens * top_k] };
+    let mut scores = vec![0.0; experts];
+    let rows = routing.logits.chunks_exact(experts);
+    let slots = routing.experts.chunks_exact_mut(top_k).zip(routing.weights.chunks_exact_mut(top_k));
+    for (logits, (chosen, weights)) in rows.zip(slots) {
+        sigmoids(cpu.isa, logits, &mut scores);
+        choose(&w.spec, &scores, &w.expert_bias, chosen);
+        weigh(&w.spec, &scores, chosen, weights);
+    }
+    routing
+}
+
+#[inline(always)]
+fn sigmoids_body(x: &[f32], out: &mut [f32]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = sigmoid(x);
+    }
+}
+
+per_isa! {
+    fn sigmoids(x: &[f32], out: &mut [f32]) = sigmoids_body;
+}
+
+/// The `top_k` experts with the highest biased scores among the best groups, in ascending order. Of equal ones the first.
+fn choose(spec: &Moe, scores: &[f32], bias: &[f32], chosen: &mut [u32]) {
+    let mut biased: Vec<f32> = scores.iter().zip(bias).map(|(s, b)| s + b).collect();
+    let (groups, kept) = (spec.n_group as usize, spec.topk_group as usize);
+    if groups > 1 {
+        let per_group = biased.len() / groups;
+        // transformers scores a group by its best two experts, whatever `num_experts_per_tok`.
+        let score = |group: &[f32]| {
+            let mut best = [f32::NEG_INFINITY; 2];
+            for &x in group {
+                if x > best[0] {
+                    best = [x, best[0]];
+                } else if x > best[1] {
+                    best[1] = x;
+                }
+            }
+            best[0] + if per_group > 1 { best[1] } else { 0.0 }
+        };
+        let mut group_scores: Vec<f32> = biased.chunks_exact(per_group).map(score).collect();
+        let mut keep = vec![false; groups];
+        for _ in 0..kept {
+            keep[take_highest(&mut group_scores)] = true;
+        }
+        for (group, keep) in biased.chunks_exact_mut(per_group).zip(keep) {
+            if !keep {
+                group.fill(f32::NEG_INFINITY);
+            }
+        }
+    }
+    for slot in &mut *chosen {
+        *slot = take_highest(&mut biased) as u32;
+    }
+    chosen.sort_unstable();
+}
+
+/// The index of the highest value, which is replaced so that it is not found again. NaN counts as the lowest.
+fn take_highest(values: &mut [f32]) -> usize {
+    let mut best: Option<usize> = None;
+    for (i, x) in values.iter().enumerate() {
+        if x.to_bits() == TAKEN {
+            continue;
+        }
+        if best.is_none_or(|b| *x > values[b] || (values[b].is_nan() && !x.is_nan())) {
+            best = Some(i);
+        }
+    }
+    let best = best.unwrap_or(0);
+    values[best] = f32::from_bits(TAKEN);
+    best
+}
+
+/// A NaN that no computation gives: marks what is taken.
+const TAKEN: u32 = 0x7fab_cdef;
+
+fn weigh(spec: &Moe, scores: &[f32], chosen: &[u32], weights: &mut [f32]) {
+    for (weight, &e) in weights.iter_mut().zip(chosen) {
+        *weight = scores[e as usize];
+    }
+    if spec.norm_topk_prob {
+        let sum = weights.iter().sum::<f32>() + 1e-20;
+        for weight in &mut *weights {
+            *weight /= sum;
+        }
+    }
+    for weight in weights {
+        *weight *= spec.routed_scaling_factor as f32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(experts: u64, top_k: u64, n_group: u64, topk_group: u64) -> Moe {
+        Moe {
+            experts,
+            top_k,
+            expert_ffn: 1,
+            shared_ffn: 1,
+            latent: None,
+            n_group,
+            topk_group,
+            norm_topk_prob: true,
+            routed_scaling_factor: 2.0,
+        }
+    }
+
+    #[test]
+    fn the_bias_decides_the_choice_and_not_the_weights() {
+        let (spec, scores) = (spec(4, 2, 1, 1), [0.1, 0.2, 0.3, 0.4]);
+        let (mut chosen, mut weights) = ([0; 2], [0.0; 2]);
+        choose(&spec, &scores, &[1.0, 0.0, 0.0, 0.0], &mut chosen);
+        assert_eq!(chosen, [0, 3]);
+        weigh(&spec, &scores, &chosen, &mut weights);
+        assert!((weights[0] - 0.4).abs() < 1e-6 && (weights[1] - 1.6).abs() < 1e-6, "{weights:?}");
+    }
+
+    #[test]
+    fn groups_compete_by_their_best_two() {
+        // The best expert is in the second group, but the first group's two are better together.
+        let scores = [0.5, 0.5, 0.9, 0.0];
+        let mut chosen = [0; 2];
+        choose(&spec(4, 2, 2, 1), &scores, &[0.0; 4], &mut chosen);
+        assert_eq!(chosen, [0, 1]);
+    }
+
+    #[test]
+    fn of_equal_experts_the_first_is_taken_and_none_twice() {
+        let mut chosen = [0; 3];
+        choose(&spec(4, 3, 1, 1), &[0.5; 4], &[0.0; 4], &mut chosen);
+        assert_eq!(chosen, [0, 1, 2]);
+        choose(&spec(4, 3, 1, 1), &[f32::NAN; 4], &[0.0; 4], &mut chosen);
+        assert_eq!(chosen, [0, 1, 2]);
+    }
+}

@@ -1,0 +1,108 @@
+//! RMS norms and other work on single rows.
+
+use super::isa::per_isa;
+use super::math::dot;
+
+/// `out = w * (x * rsqrt(mean(x^2) + eps))`, row by row; everything in float32 (`NemotronHRMSNorm` of transformers, which
+/// multiplies by the weight before it casts).
+#[inline(always)]
+fn rms_norm_body(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let width = weight.len();
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        let scale = 1.0 / (dot(x, x) / width as f32 + eps).sqrt();
+        for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
+            *out = w * (x * scale);
+        }
+    }
+}
+
+per_isa! {
+    /// RMS norm of every row of `x`, `[rows, weight.len()]`.
+    pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = rms_norm_body;
+}
+
+#[inline(always)]
+fn relu_squared_body(x: &mut [f32]) {
+    for x in x {
+        let positive = if *x > 0.0 { *x } else { 0.0 };
+        // NaN must stay NaN: a broken weight has to show.
+        *x = if x.is_nan() { *x } else { positive * positive };
+    }
+}
+
+per_isa! {
+    /// `max(x, 0)^2` in place.
+    pub(crate) fn relu_squared(x: &mut [f32]) = relu_squared_body;
+}
+
+#[inline(always)]
+fn add_body(x: &[f32], residual: &mut [f32]) {
+    for (r, &x) in residual.iter_mut().zip(x) {
+        *r += x;
+    }
+}
+
+per_isa! {
+    /// `residual += x`.
+    pub(crate) fn add(x: &[f32], residual: &mut [f32]) = add_body;
+}
+
+/// To the nearest bfloat16, ties to even, as a float32. Infinities and NaN stay.
+#[inline(always)]
+fn rounded(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
+    f32::from_bits(if x.is_nan() { bits | 0x0040_0000 } else { nearest })
+}
+
+#[inline(always)]
+fn add_rounded_body(x: &[f32], residual: &mut [f32]) {
+    for (r, &x) in residual.iter_mut().zip(x) {
+        *r = rounded(*r + rounded(x));
+    }
+}
+
+per_isa! {
+    /// `residual = bf16(residual + bf16(x))`: what a bfloat16 module's output and residual addition give.
+    pub(crate) fn add_rounded(x: &[f32], residual: &mut [f32]) = add_rounded_body;
+}
+
+#[inline(always)]
+fn axpy_body(a: f32, x: &[f32], y: &mut [f32]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = a.mul_add(x, *y);
+    }
+}
+
+per_isa! {
+    /// `y += a x`.
+    pub(crate) fn axpy(a: f32, x: &[f32], y: &mut [f32]) = axpy_body;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::isa::Isa;
+    use super::*;
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let x: Vec<f32> = (0..111).map(|i| (i as f32 * 0.37).sin() * 3.0).collect();
+        let weight: Vec<f32> = (0..37).map(|i| 1.0 + i as f32 * 0.01).collect();
+        let mut want = vec![0.0; 111];
+        rms_norm(Isa::Scalar, &x, &weight, 1e-5, &mut want);
+        for isa in Isa::available() {
+            let mut got = vec![0.0; 111];
+            rms_norm(isa, &x, &weight, 1e-5, &mut got);
+            assert!(got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn rounding_is_to_the_nearest_even_bfloat16() {
+        for bits in [0x3f80_8000u32, 0x3f81_8000, 0x3f80_8001, 0x7f80_0000, 0xff80_0000, 0x0000_8000, 0x7f7f_ffff] {
+            let x = f32::from_bits(bits);
+            assert_eq!(rounded(x).to_bits(), half::bf16::from_f32(x).to_f32().to_bits(), "{bits:x}");
+        }
+        assert!(rounded(f32::NAN).is_nan());
+    }
+}

@@ -1,0 +1,67 @@
+//! Why a model cannot be run.
+
+use std::path::PathBuf;
+
+/// Every way in which loading or running a model fails.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The checkpoint cannot be read, or is not what its config says.
+    #[error(transparent)]
+    Convert(#[from] longshore_convert::Error),
+    /// Reading or writing a file failed.
+    #[error(transparent)]
+    Checkpoint(#[from] longshore_ckpt::Error),
+    /// Fields that decide the function are not stored, and no tensor shows them.
+    #[error("`{}` does not say {}", path.display(), fields.join(" and "))]
+    NotStored {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Their names in config.json.
+        fields: Vec<&'static str>,
+    },
+    /// A token that the model does not have.
+    #[error("token {id} at position {position} of prompt {prompt}: expected an id below {vocab}")]
+    Token {
+        /// Index of the prompt.
+        prompt: usize,
+        /// Position in it.
+        position: usize,
+        /// The id.
+        id: u32,
+        /// Tokens of the model.
+        vocab: u64,
+    },
+    /// A prompt without tokens.
+    #[error("prompt {prompt} has no tokens")]
+    EmptyPrompt {
+        /// Index of the prompt.
+        prompt: usize,
+    },
+    /// The budget is too small for one layer and the smallest piece of work.
+    #[error("{what} needs {needed} bytes of memory, {budget} are allowed")]
+    Memory {
+        /// What needs it.
+        what: String,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes allowed.
+        budget: u64,
+    },
+    /// The file that holds activations beyond the budget failed.
+    #[error("activations in `{}`: {source}", path.display())]
+    Spill {
+        /// Its folder.
+        path: PathBuf,
+        /// What went wrong.
+        source: std::io::Error,
+    },
+    /// The threads could not be started.
+    #[error("starting threads: {0}")]
+    Threads(std::io::Error),
+    /// The model has no MTP layers.
+    #[error("the model has no multi-token prediction layers")]
+    NoMtp,
+}
+
+/// The result of every fallible function of the engine.
+pub type Result<T> = std::result::Result<T, Error>;

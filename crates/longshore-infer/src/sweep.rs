@@ -1,0 +1,220 @@
+//! The layer-major schedule: every layer is read once and works on all tokens of all prompts before the next one is read.
+//!
+//! Between layers the residual stream lies in [`Activations`], within a budget and on disk beyond it, so a model far
+//! larger than memory runs over any number of prompts at the price of one pass over its weights. The bits are those of
+//! [`Model::step`], since no row depends on the others it is computed with.
+
+use crate::activations::{Activations, Storage};
+use crate::backend::Backend;
+use crate::cache::{LayerState, Sequence};
+use crate::error::Result;
+use crate::layers::{Layer, Span};
+use crate::model::{LayerStream, Model, Observer};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// How to sweep.
+#[derive(Clone, Debug)]
+pub struct SweepOptions {
+    /// Rows that a layer works on at a time.
+    pub batch_tokens: usize,
+    /// Where activations go that do not fit the model's budget.
+    pub scratch: PathBuf,
+}
+
+/// A pass over a model.
+pub struct Sweep<B: Backend> {
+    model: Arc<Model<B>>,
+    stream: LayerStream<B>,
+    batches: Vec<Batch>,
+    activations: Activations,
+    next: usize,
+    sequences: Option<Vec<Sequence<B>>>,
+}
+
+/// Rows that are computed together: positions of prompts, in order.
+type Batch = Vec<(usize, Range<usize>)>;
+
+impl<B: Backend + 'static> Sweep<B> {
+    /// Begins a pass: embeds the prompts. With `keep`, every prompt's [`Sequence`] is kept for decoding.
+    pub fn new(model: &Arc<Model<B>>, prompts: &[Vec<u32>], options: &SweepOptions, keep: bool) -> Result<Self> {
+        for (i, ids) in prompts.iter().enumerate() {
+            model.check_ids(i, ids)?;
+        }
+        let batches = batches(prompts, options.batch_tokens.max(1));
+        let sizes: Vec<usize> = batches.iter().map(|batch| rows(batch) * model.hidden()).collect();
+        let storage = Storage::of_size(model.backend().activation_size());
+        let mut activations = Activations::new(storage, &sizes, model.activation_budget(), &options.scratch)?;
+        for (i, batch) in batches.iter().enumerate() {
+            let ids: Vec<u32> = batch.iter().flat_map(|(p, range)| &prompts[*p][range.clone()]).copied().collect();
+            activations.put(i, &model.embed(&ids)?)?;
+        }
+        let sequences = keep.then(|| prompts.iter().map(|_| Sequence::new()).collect());
+        Ok(Self { stream: model.stream(), model: Arc::clone(model), batches, activations, next: 0, sequences })
+    }
+
+    /// Computes the next layer for all tokens. False if there was none.
+    pub fn next_layer(&mut self, observer: &mut dyn Observer) -> Result<bool> {
+        let i = self.next;
+        if i == self.model.n_layers() {
+            return Ok(false);
+        }
+        self.next += 1;
+        let model = Arc::clone(&self.model);
+        match model.resident(i) {
+            Some(layer) => self.layer(i, layer, observer)?,
+            None => {
+                let layer = self.stream.take(i)?;
+                self.layer(i, &layer, observer)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Computes all layers that are left.
+    pub fn run(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        while self.next_layer(observer)? {}
+        Ok(())
+    }
+
+    fn layer(&mut self, i: usize, layer: &Layer<B>, observer: &mut dyn Observer) -> Result<()> {
+        let (model, backend) = (Arc::clone(&self.model), self.model.backend());
+        // States of prompts whose rows go on in the next batch.
+        let mut states: BTreeMap<usize, LayerState<B>> = BTreeMap::new();
+        for (at, batch) in self.batches.iter().enumerate() {
+            let count = rows(batch);
+            let mut hidden = backend.upload(model.hidden(), &self.activations.get(at)?);
+            let mut mine: Vec<LayerState<B>> = Vec::with_capacity(batch.len());
+            for (prompt, _) in batch {
+                mine.push(states.remove(prompt).unwrap_or_else(|| layer.new_state(backend)));
+            }
+            let mut row = 0;
+            let mut spans: Vec<Span<'_, B>> = Vec::with_capacity(batch.len());
+            for (state, (_, range)) in mine.iter_mut().zip(batch) {
+                spans.push(Span { rows: row..row + range.len(), state, prefill: true, keep_trail: false });
+                row += range.len();
+            }
+            let routing =
+                layer.forward(backend, model.mamba_options(), &mut hidden, (count, model.hidden()), &mut spans);
+            if let Some(routing) = routing {
+                observer.routing(i, batch, &routing);
+            }
+            self.activations.put(at, &backend.download(&hidden, 0..count))?;
+            let goes_on = self.batches.get(at + 1).and_then(|next| next.first()).map(|(prompt, _)| *prompt);
+            for (state, (prompt, range)) in mine.into_iter().zip(batch) {
+                if goes_on == Some(*prompt) {
+                    states.insert(*prompt, state);
+                } else if let Some(sequences) = &mut self.sequences {
+                    sequences[*prompt].tokens = range.end;
+                    sequences[*prompt].layers.push(state);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The residual stream now, batch by batch: `take(prompt, first_position, rows)`.
+    pub fn each_hidden(&self, mut take: impl FnMut(usize, usize, &[f32])) -> Result<()> {
+        for (at, batch) in self.batches.iter().enumerate() {
+            let all = self.activations.get(at)?;
+            let mut row = 0;
+            for (prompt, range) in batch {
+                let width = self.model.hidden();
+                take(*prompt, range.start, &all[row * width..(row + range.len()) * width]);
+                row += range.len();
+            }
+        }
+        Ok(())
+    }
+
+    /// Logits of the positions that `wanted` names, after the last layer: `take(prompt, position, logits)`, in order.
+    /// At most `rows_at_once` rows of the vocabulary's size are in memory at a time.
+    pub fn each_logits(
+        &self,
+        rows_at_once: usize,
+        wanted: impl Fn(usize, usize) -> bool,
+        mut take: impl FnMut(usize, usize, &[f32]),
+    ) -> Result<()> {
+        let (width, vocab) = (self.model.hidden(), self.model.vocab());
+        let backend = self.model.backend();
+        let head = self.model.head()?;
+        let mut names: Vec<(usize, usize)> = Vec::new();
+        let mut values: Vec<f32> = Vec::new();
+        let mut flush = |names: &mut Vec<(usize, usize)>, values: &mut Vec<f32>| {
+            if names.is_empty() {
+                return;
+            }
+            let normed = self.model.final_norm(&backend.upload(width, values), names.len());
+            let logits = self.model.logits(&head, &normed, names.len());
+            for (&(prompt, position), row) in names.iter().zip(logits.chunks_exact(vocab)) {
+                take(prompt, position, row);
+            }
+            names.clear();
+            values.clear();
+        };
+        for (at, batch) in self.batches.iter().enumerate() {
+            let all = self.activations.get(at)?;
+            let positions = batch.iter().flat_map(|(prompt, range)| range.clone().map(|p| (*prompt, p)));
+            for ((prompt, position), row) in positions.zip(all.chunks_exact(width)) {
+                if wanted(prompt, position) {
+                    names.push((prompt, position));
+                    values.extend_from_slice(row);
+                }
+                if names.len() == rows_at_once.max(1) {
+                    flush(&mut names, &mut values);
+                }
+            }
+        }
+        flush(&mut names, &mut values);
+        Ok(())
+    }
+
+    /// Bytes of activations that are on disk.
+    pub fn spilled_bytes(&self) -> u64 {
+        self.activations.spilled_bytes()
+    }
+
+    /// The prompts' sequences, where they were kept.
+    pub fn into_sequences(self) -> Vec<Sequence<B>> {
+        self.sequences.unwrap_or_default()
+    }
+}
+
+fn rows(batch: &Batch) -> usize {
+    batch.iter().map(|(_, range)| range.len()).sum()
+}
+
+/// Cuts the prompts, one after the other, into batches of at most `limit` rows.
+fn batches(prompts: &[Vec<u32>], limit: usize) -> Vec<Batch> {
+    let mut batches: Vec<Batch> = Vec::new();
+    let mut free = 0;
+    for (prompt, ids) in prompts.iter().enumerate() {
+        let mut done = 0;
+        while done < ids.len() {
+            if free == 0 {
+                batches.push(Vec::new());
+                free = limit;
+            }
+            let count = free.min(ids.len() - done);
+            if let Some(batch) = batches.last_mut() {
+                batch.push((prompt, done..done + count));
+            }
+            (done, free) = (done + count, free - count);
+        }
+    }
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_full_and_keep_the_order() {
+        let prompts = [vec![0; 5], vec![0; 2], vec![0; 4]];
+        let got = batches(&prompts, 4);
+        assert_eq!(got, [vec![(0, 0..4)], vec![(0, 4..5), (1, 0..2), (2, 0..1)], vec![(2, 1..4)]]);
+    }
+}
