@@ -5,7 +5,7 @@ use crate::error::Result;
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use longshore_ckpt::fs::ScratchFile;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// How an element is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,6 @@ impl Storage {
 /// Blocks of rows by index.
 pub struct Activations {
     storage: Storage,
-    folder: PathBuf,
     blocks: Vec<Block>,
     scratch: Option<ScratchFile>,
 }
@@ -69,18 +68,13 @@ impl Activations {
             })
             .collect();
         let scratch = if spilled { Some(ScratchFile::create(folder)?) } else { None };
-        Ok(Self { storage, folder: folder.to_owned(), blocks, scratch })
+        Ok(Self { storage, blocks, scratch })
     }
 
     /// Bytes that are not in memory.
     pub fn spilled_bytes(&self) -> u64 {
         let size = |block: &Block| if let Block::Spilled(_, len) = block { *len as u64 } else { 0 };
         self.blocks.iter().map(size).sum::<u64>() * self.storage.size()
-    }
-
-    /// Where the scratch file is, if there is one.
-    pub fn folder(&self) -> &Path {
-        &self.folder
     }
 
     /// Stores the elements of a block.

@@ -47,17 +47,15 @@ pub enum Error {
         /// Bytes allowed.
         budget: u64,
     },
-    /// The file that holds activations beyond the budget failed.
-    #[error("activations in `{}`: {source}", path.display())]
-    Spill {
-        /// Its folder.
-        path: PathBuf,
-        /// What went wrong.
-        source: std::io::Error,
-    },
     /// The threads could not be started.
     #[error("starting threads: {0}")]
     Threads(std::io::Error),
+    /// Two models of different shapes.
+    #[error("the models cannot be compared: {what}")]
+    Incomparable {
+        /// Their shapes.
+        what: String,
+    },
     /// The model has no MTP layers.
     #[error("the model has no multi-token prediction layers")]
     NoMtp,

@@ -6,6 +6,7 @@ pub mod activations;
 pub mod backend;
 pub mod cache;
 pub mod chat;
+pub mod compare;
 pub mod error;
 pub mod generate;
 pub mod layers;

@@ -238,6 +238,16 @@ impl<B: Backend + 'static> Model<B> {
         self.backend.download(&out, 0..rows)
     }
 
+    /// Logits of rows of the residual stream, `[rows, vocab]`.
+    pub(crate) fn logits_of(&self, head: &Head<'_, B>, hidden: &[f32]) -> Vec<f32> {
+        let rows = hidden.len() / self.hidden();
+        if rows == 0 {
+            return Vec::new();
+        }
+        let normed = self.final_norm(&self.backend.upload(self.hidden(), hidden), rows);
+        self.logits(head, &normed, rows)
+    }
+
     /// Reads new tokens of any number of sequences: all layers, one after the other, on all rows at once.
     ///
     /// Errors leave the sequences in no useful state.

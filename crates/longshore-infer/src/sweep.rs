@@ -34,6 +34,9 @@ pub struct Sweep<B: Backend> {
     sequences: Option<Vec<Sequence<B>>>,
 }
 
+/// Prompt and position of rows.
+pub type RowNames = Vec<(usize, usize)>;
+
 /// Rows that are computed together: positions of prompts, in order.
 type Batch = Vec<(usize, Range<usize>)>;
 
@@ -115,18 +118,15 @@ impl<B: Backend + 'static> Sweep<B> {
         Ok(())
     }
 
-    /// The residual stream now, batch by batch: `take(prompt, first_position, rows)`.
-    pub fn each_hidden(&self, mut take: impl FnMut(usize, usize, &[f32])) -> Result<()> {
-        for (at, batch) in self.batches.iter().enumerate() {
-            let all = self.activations.get(at)?;
-            let mut row = 0;
-            for (prompt, range) in batch {
-                let width = self.model.hidden();
-                take(*prompt, range.start, &all[row * width..(row + range.len()) * width]);
-                row += range.len();
-            }
-        }
-        Ok(())
+    /// Batches of rows.
+    pub fn n_batches(&self) -> usize {
+        self.batches.len()
+    }
+
+    /// The residual stream of a batch now: prompt and position of every row, and the rows.
+    pub fn hidden(&self, batch: usize) -> Result<(RowNames, Vec<f32>)> {
+        let rows = self.batches[batch].iter().flat_map(|(prompt, range)| range.clone().map(|p| (*prompt, p)));
+        Ok((rows.collect(), self.activations.get(batch)?))
     }
 
     /// Logits of the positions that `wanted` names, after the last layer: `take(prompt, position, logits)`, in order.
@@ -138,26 +138,20 @@ impl<B: Backend + 'static> Sweep<B> {
         mut take: impl FnMut(usize, usize, &[f32]),
     ) -> Result<()> {
         let (width, vocab) = (self.model.hidden(), self.model.vocab());
-        let backend = self.model.backend();
         let head = self.model.head()?;
         let mut names: Vec<(usize, usize)> = Vec::new();
         let mut values: Vec<f32> = Vec::new();
         let mut flush = |names: &mut Vec<(usize, usize)>, values: &mut Vec<f32>| {
-            if names.is_empty() {
-                return;
-            }
-            let normed = self.model.final_norm(&backend.upload(width, values), names.len());
-            let logits = self.model.logits(&head, &normed, names.len());
+            let logits = self.model.logits_of(&head, values);
             for (&(prompt, position), row) in names.iter().zip(logits.chunks_exact(vocab)) {
                 take(prompt, position, row);
             }
             names.clear();
             values.clear();
         };
-        for (at, batch) in self.batches.iter().enumerate() {
-            let all = self.activations.get(at)?;
-            let positions = batch.iter().flat_map(|(prompt, range)| range.clone().map(|p| (*prompt, p)));
-            for ((prompt, position), row) in positions.zip(all.chunks_exact(width)) {
+        for at in 0..self.n_batches() {
+            let (all, hidden) = self.hidden(at)?;
+            for ((prompt, position), row) in all.into_iter().zip(hidden.chunks_exact(width)) {
                 if wanted(prompt, position) {
                     names.push((prompt, position));
                     values.extend_from_slice(row);

@@ -3,11 +3,13 @@
 //! Variables are not read by clap: an empty one must count as unset (as `${TP:-1}` does in the scripts), its origin is
 //! reported, and `--help` must not depend on the environment. The help names them.
 
+pub(crate) mod run;
+
 use crate::{extra_args, units};
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-/// Convert, verify and inspect checkpoints between Hugging Face and Megatron-Core
+/// Convert, verify and run checkpoints of Hugging Face and Megatron-Core
 #[derive(Debug, Parser)]
 #[command(name = "longshore", version, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "`longshore help env` lists the environment variables and what MLM_EXTRA_ARGS may hold.\n\
@@ -62,6 +64,10 @@ pub(crate) enum Command {
     Plan(ConvertArgs),
     /// Write a Hugging Face folder from a Megatron checkpoint
     Export(ExportArgs),
+    /// Complete prompts with the model of a checkpoint
+    Generate(Box<run::GenerateArgs>),
+    /// Compare the logits of two checkpoints, or of two precisions
+    Logits(Box<run::LogitsArgs>),
     /// Show format, config and tensors of a checkpoint
     Inspect(InspectArgs),
     /// Check a checkpoint's integrity, or that it equals its source
@@ -83,6 +89,8 @@ impl Command {
         match self {
             Self::Convert(_) | Self::Import(_) | Self::Plan(_) => "convert",
             Self::Export(_) => "export",
+            Self::Generate(_) => "generate",
+            Self::Logits(_) => "logits",
             Self::Inspect(_) => "inspect",
             Self::Verify(_) => "verify",
             Self::Diff(_) => "diff",

@@ -38,6 +38,21 @@ pub(crate) enum UsageError {
     /// A safetensors folder holds no pickle to show.
     #[error("`{}` is safetensors; `--raw` shows the pickle of a torch_dist checkpoint", path.display())]
     NoPickle { path: PathBuf },
+    /// No prompt by any way.
+    #[error("no prompt: expected an argument, --prompt-ids, --prompt-file or text on standard input")]
+    NoPrompt,
+    /// A prompt file that is not UTF-8.
+    #[error("`{}` is not UTF-8 text", path.display())]
+    NotText { path: PathBuf },
+    /// Text meets a model without tokenizer.
+    #[error("there is no `tokenizer.json` in `{}`", path.display())]
+    NoTokenizer { path: PathBuf },
+    /// A tokenizer with more tokens than the model.
+    #[error("the tokenizer in `{}` has {tokens} tokens, the model {vocab}", path.display())]
+    TokenizerSize { path: PathBuf, tokens: u64, vocab: u64 },
+    /// A field of the config that an option asks for.
+    #[error("the config does not say `{field}`")]
+    NotInConfig { field: &'static str },
 }
 
 fn in_cache(cache: Option<&PathBuf>) -> String {

@@ -3,6 +3,7 @@
 use crate::error::UsageError;
 use longshore_ckpt::Error as Checkpoint;
 use longshore_convert::{Error, Problem};
+use longshore_infer::error::Error as Engine;
 use std::io::ErrorKind;
 
 /// What the user can do about `error`, where there is something.
@@ -10,16 +11,29 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref() {
         return usage(error);
     }
-    match error.downcast_ref::<Error>() {
-        Some(Error::Checkpoint(error)) => checkpoint(error),
-        Some(Error::Refused(problems)) => refused(problems),
-        Some(Error::Model { .. }) => Some("`longshore arch list` shows the supported architectures".into()),
-        Some(Error::SourceChanged { .. }) => Some("when the source is at rest, run the same command again".into()),
-        Some(Error::Destination { what, .. }) if what.starts_with("is not empty") => {
+    match error.downcast_ref::<longshore_infer::error::Error>() {
+        Some(Engine::Convert(error)) => return convert(error),
+        Some(Engine::Memory { .. }) => {
+            return Some("`--memory SIZE` allows more; a smaller --batch-tokens or --batch needs less".into());
+        }
+        Some(Engine::NotStored { .. }) => {
+            return Some("`--base DIR` names a folder whose config.json says it".into());
+        }
+        _ => {}
+    }
+    error.downcast_ref().map_or_else(|| checkpoint(error.downcast_ref()?), convert)
+}
+
+fn convert(error: &Error) -> Option<String> {
+    match error {
+        Error::Checkpoint(error) => checkpoint(error),
+        Error::Refused(problems) => refused(problems),
+        Error::Model { .. } => Some("`longshore arch list` shows the supported architectures".into()),
+        Error::SourceChanged { .. } => Some("when the source is at rest, run the same command again".into()),
+        Error::Destination { what, .. } if what.starts_with("is not empty") => {
             Some("`--force` replaces what it holds, once the new is complete".into())
         }
-        Some(Error::Destination { .. } | Error::Interrupted { .. } | Error::Stopped) => None,
-        None => checkpoint(error.downcast_ref()?),
+        Error::Destination { .. } | Error::Interrupted { .. } | Error::Stopped => None,
     }
 }
 
@@ -33,6 +47,10 @@ fn usage(error: &UsageError) -> Option<String> {
         UsageError::NoDemoModel { .. } => "run the demo in a clone of the longshore repository".into(),
         UsageError::SameFormat { format: "safetensors", .. } => "`longshore convert` makes torch_dist of it".into(),
         UsageError::SameFormat { .. } => "`longshore export` makes safetensors of it".into(),
+        UsageError::NoTokenizer { .. } => {
+            "`--tokenizer DIR` names a folder with one; `--prompt-ids 1,17,42` needs none".into()
+        }
+        UsageError::TokenizerSize { .. } => "`--tokenizer DIR` names the folder of the model's own".into(),
         _ => return None,
     })
 }

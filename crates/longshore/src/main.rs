@@ -8,6 +8,7 @@
 #[expect(clippy::doc_markdown, reason = "its doc comments are the help, where backticks would be printed")]
 mod cli;
 mod commands;
+mod engine;
 mod error;
 mod extra_args;
 mod hint;
@@ -16,6 +17,7 @@ mod model_args;
 mod nearest;
 mod options;
 mod progress_bar;
+mod prompts;
 mod report;
 mod units;
 

@@ -152,7 +152,7 @@ pub(crate) fn export_paths(args: &ExportArgs, env: &Env) -> Result<[Given<PathBu
     ])
 }
 
-fn path(
+pub(crate) fn path(
     flag: Option<&PathBuf>,
     env: &Env,
     variables: &[&'static str],

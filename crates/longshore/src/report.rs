@@ -141,6 +141,18 @@ impl Report {
         stdout(&harmless(text))
     }
 
+    /// Generated text as it comes. On a terminal control characters are escaped, since it would obey them; elsewhere the
+    /// bytes are the text's own.
+    pub(crate) fn text(&self, text: &str) -> std::io::Result<()> {
+        if self.is_terminal() { stdout(&harmless(text)) } else { stdout(text) }
+    }
+
+    /// Whether a terminal shows the data.
+    #[expect(clippy::unused_self, reason = "all output passes through a report")]
+    pub(crate) fn is_terminal(&self) -> bool {
+        std::io::stdout().is_terminal()
+    }
+
     /// The one JSON object of a command: the common fields, then those of `fields`.
     #[expect(clippy::unused_self, reason = "all output passes through a report")]
     pub(crate) fn json(&self, command: &str, fields: &Value) -> std::io::Result<()> {

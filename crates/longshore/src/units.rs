@@ -1,6 +1,6 @@
 //! Numbers as people read and write them: decimal multiples of bytes (as disks and networks count), grouped digits.
 
-const UNITS: [(&str, u64); 8] = [
+const UNITS: [(&str, u64); 12] = [
     ("TB", 1_000_000_000_000),
     ("GB", 1_000_000_000),
     ("MB", 1_000_000),
@@ -9,6 +9,11 @@ const UNITS: [(&str, u64); 8] = [
     ("GiB", 1 << 30),
     ("MiB", 1 << 20),
     ("KiB", 1 << 10),
+    // As Slurm's --mem counts.
+    ("T", 1 << 40),
+    ("G", 1 << 30),
+    ("M", 1 << 20),
+    ("K", 1 << 10),
 ];
 
 /// `6243` as `6,243`.

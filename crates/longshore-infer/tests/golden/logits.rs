@@ -73,7 +73,9 @@ impl Golden {
     fn integers(&self, key: &str) -> Option<Vec<u32>> {
         let file = SafeTensors::deserialize(&self.bytes).expect("golden values");
         let tensor = file.tensor(key).ok()?;
-        Some(tensor.data().as_chunks().0.iter().map(|&b| i64::from_le_bytes(b) as u32).collect())
+        Some(
+            tensor.data().as_chunks().0.iter().map(|&b| u32::try_from(i64::from_le_bytes(b)).expect("an id")).collect(),
+        )
     }
 
     fn prompts(&self) -> Vec<Vec<u32>> {
@@ -81,10 +83,10 @@ impl Golden {
     }
 
     /// transformers' clamp of the time steps of prompts.
-    fn dt_min(&self) -> Option<f32> {
+    fn dt_min(&self) -> f32 {
         let config = std::fs::read(self.folder.join("config.json")).expect("a config");
         let config: serde_json::Value = serde_json::from_slice(&config).expect("a config");
-        Some(config["time_step_min"].as_f64().expect("a bound") as f32)
+        config["time_step_min"].as_f64().expect("a bound") as f32
     }
 }
 
@@ -132,7 +134,7 @@ fn float32_sweeps_agree_with_transformers_layer_by_layer() {
     for name in MODELS {
         let Some(golden) = Golden::open(name) else { return };
         for isa in Isa::available() {
-            let model = model_of(&golden.folder, Precision::Float32, isa, 2, golden.dt_min());
+            let model = model_of(&golden.folder, Precision::Float32, isa, 2, Some(golden.dt_min()));
             let prompts = golden.prompts();
             let mut sweep = Sweep::new(&model, &prompts, &options(), false).expect("a sweep");
             let mut routes = Routes::default();
@@ -141,15 +143,16 @@ fn float32_sweeps_agree_with_transformers_layer_by_layer() {
             for layer in 0..=model.n_layers() {
                 // transformers replaces the last row by the final-normed state.
                 if layer < model.n_layers() {
-                    sweep
-                        .each_hidden(|prompt, first, rows| {
+                    for batch in 0..sweep.n_batches() {
+                        let (names, rows) = sweep.hidden(batch).expect("activations");
+                        for ((prompt, position), row) in names.into_iter().zip(rows.chunks_exact(width)) {
                             let want = golden.values(&format!("p{prompt}.hidden.fp32"));
-                            let at = (layer * prompts[prompt].len() + first) * width;
+                            let at = (layer * prompts[prompt].len() + position) * width;
                             // The stream grows to a deviation of 12; what counts is the difference in its unit.
-                            let want = &want[at..at + rows.len()];
-                            worst = worst.max(furthest(rows, want) / deviation(want).max(1.0));
-                        })
-                        .expect("activations");
+                            let want = &want[at..at + width];
+                            worst = worst.max(furthest(row, want) / deviation(want).max(1.0));
+                        }
+                    }
                 }
                 assert_eq!(sweep.next_layer(&mut routes).expect("a layer"), layer < model.n_layers());
             }
@@ -186,7 +189,7 @@ fn float32_sweeps_agree_with_transformers_layer_by_layer() {
 fn float32_steps_agree_with_transformers_and_choose_its_tokens() {
     for name in MODELS {
         let Some(golden) = Golden::open(name) else { return };
-        let model = model_of(&golden.folder, Precision::Float32, Isa::detect(), 2, golden.dt_min());
+        let model = model_of(&golden.folder, Precision::Float32, Isa::detect(), 2, Some(golden.dt_min()));
         for (p, prompt) in golden.prompts().iter().enumerate() {
             let want = golden.values(&format!("p{p}.logits_step.fp32"));
             let mut sequence = Sequence::new();
@@ -291,7 +294,7 @@ fn bfloat16_is_no_further_from_float32_than_transformers_own() {
     let (mut ours, mut theirs) = ((0.0, 0.0), (0.0, 0.0));
     for name in MODELS {
         let Some(golden) = Golden::open(name) else { return };
-        let model = model_of(&golden.folder, Precision::Bfloat16, Isa::detect(), 2, golden.dt_min());
+        let model = model_of(&golden.folder, Precision::Bfloat16, Isa::detect(), 2, Some(golden.dt_min()));
         for (p, prompt) in golden.prompts().iter().enumerate() {
             let mut sequence = Sequence::new();
             let run = Run { sequence: &mut sequence, ids: prompt, prefill: true, keep_trail: false };
@@ -333,7 +336,7 @@ fn a_checkpoint_that_megatron_wrote_gives_the_bits_of_its_source() {
 fn guesses_agree_with_the_reference_and_change_no_token() {
     let Some(golden) = Golden::open("nemotron_h_latent_mtp") else { return };
     // The trunk is transformers', with its clamp.
-    let model = model_of(&golden.folder, Precision::Float32, Isa::detect(), 2, golden.dt_min());
+    let model = model_of(&golden.folder, Precision::Float32, Isa::detect(), 2, Some(golden.dt_min()));
     let mtp = Mtp::load(&model).expect("MTP layers");
     for (p, prompt) in golden.prompts().iter().enumerate() {
         let mut sequence = Sequence::new();
@@ -363,7 +366,7 @@ fn guesses_agree_with_the_reference_and_change_no_token() {
                     candidates: usize::MAX,
                 };
                 let mut sampler = Sampler::new(Sampling::default()).expect("greedy");
-                let plain = generate(&model, &[prompt.clone()], &options, &mut sampler, &mut |_, _| true);
+                let plain = generate(&model, std::slice::from_ref(&prompt), &options, &mut sampler, &mut |_, _| true);
                 let mut seen = Vec::new();
                 let guessed = generate_with_guesses(&model, &mtp, &prompt, &options, &mut |_, token| {
                     seen.push(token.clone());

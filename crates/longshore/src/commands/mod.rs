@@ -5,7 +5,9 @@ mod convert;
 mod demo;
 mod diff;
 mod export;
+mod generate;
 mod inspect;
+mod logits;
 mod verify;
 mod write;
 
@@ -39,6 +41,8 @@ pub(crate) fn run(command: &Command, env: &Env, report: &Report) -> Result<Answe
             convert::run(&args, env, report)
         }
         Command::Export(args) => export::run(args, env, report),
+        Command::Generate(args) => generate::run(args, env, report),
+        Command::Logits(args) => logits::run(args, env, report),
         Command::Inspect(args) => inspect::run(args, env, report),
         Command::Verify(args) => verify::run(args, env, report),
         Command::Diff(args) => diff::run(args, env, report),

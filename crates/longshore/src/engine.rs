@@ -1,0 +1,141 @@
+//! A checkpoint ready to run: where it is, its tokenizer, how much memory it may take.
+
+use crate::cli::run::{DtMin, EngineArgs, PrecisionName};
+use crate::error::UsageError;
+use crate::locate;
+use crate::options::{Env, threads};
+use crate::report::Report;
+use crate::units::{bytes, counted};
+use anyhow::{Context, Result};
+use longshore_ckpt::Dtype;
+use longshore_convert::source::Source;
+use longshore_infer::backend::cpu::{Cpu, Precision};
+use longshore_infer::chat::{ChatError, ChatTemplate};
+use longshore_infer::memory::Demand;
+use longshore_infer::model::{Model, ModelOptions};
+use longshore_infer::tokenizer::Tokenizer;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A checkpoint whose weights are not read yet.
+pub(crate) struct Opened {
+    pub(crate) source: Source,
+    pub(crate) precision: Precision,
+    /// Where tokenizer, template and generation config are.
+    pub(crate) companions: PathBuf,
+    pub(crate) tokenizer: Option<Tokenizer>,
+}
+
+impl Opened {
+    /// Opens the checkpoint that `given` names.
+    pub(crate) fn new(given: &Path, args: &EngineArgs, env: &Env, report: &Report) -> Result<Self> {
+        let folder = locate::checkpoint(given, env)?;
+        let base = args.base.as_deref().map(|base| locate::checkpoint(base, env)).transpose()?;
+        let source = Source::open(&folder, base.as_deref(), args.allow_unmapped)?;
+        for note in &source.model.notes {
+            report.detail("Note", &note.text);
+        }
+        let companions = match &args.tokenizer {
+            Some(folder) => locate::checkpoint(folder, env)?,
+            None => source.model.folder.clone().unwrap_or_else(|| source.catalog.folder.clone()),
+        };
+        let tokenizer = Tokenizer::load(&companions)?;
+        if let (Some(_), None) = (&args.tokenizer, &tokenizer) {
+            return Err(UsageError::NoTokenizer { path: companions }.into());
+        }
+        let vocab = source.model.config.vocab_size;
+        if let Some(tokens) = tokenizer.as_ref().map(|t| t.vocab_size() as u64).filter(|&tokens| tokens > vocab) {
+            return Err(UsageError::TokenizerSize { path: companions, tokens, vocab }.into());
+        }
+        let precision = match args.precision {
+            Some(PrecisionName::F32) => Precision::Float32,
+            None if stored_in_float32(&source) => Precision::Float32,
+            None | Some(PrecisionName::Bf16) => Precision::Bfloat16,
+        };
+        Ok(Self { source, precision, companions, tokenizer })
+    }
+
+    /// The tokenizer, or what to do without one.
+    pub(crate) fn tokenizer(&self) -> Result<&Tokenizer, UsageError> {
+        self.tokenizer.as_ref().ok_or_else(|| UsageError::NoTokenizer { path: self.companions.clone() })
+    }
+
+    /// The chat template.
+    pub(crate) fn template(&self) -> Result<ChatTemplate> {
+        let none = || ChatError::NoTemplate { folder: self.companions.clone() };
+        Ok(ChatTemplate::load(&self.companions)?.ok_or_else(none)?)
+    }
+
+    /// Reads the weights that may stay in memory.
+    pub(crate) fn load(self, args: &EngineArgs, demand: Demand, report: &Report) -> Result<Loaded> {
+        let threads = threads(args.threads);
+        let dt_min = match args.dt_min {
+            None => None,
+            Some(DtMin::Value(x)) => Some(x),
+            Some(DtMin::Config) => {
+                let stored = self.source.model.config.forward.time_step_min;
+                Some(stored.ok_or(UsageError::NotInConfig { field: "time_step_min" })? as f32)
+            }
+        };
+        let memory = args.memory.or_else(free_memory).map(|budget| (budget, demand));
+        let backend = Cpu::new(threads, self.precision).context("starting threads")?;
+        let config = &self.source.model.config;
+        let text = format!(
+            "{}, {} ({}), {}",
+            config.architecture,
+            counted(config.layers.len() as u64, "layer"),
+            config.pattern(),
+            precision_name(self.precision)
+        );
+        report.status("Model", &text);
+        if self.precision == Precision::Bfloat16 && stored_in_float32(&self.source) {
+            report.note("Rounded", "the weights are float32; bf16 arithmetic rounds them");
+        }
+        let model = Model::load(self.source, backend, &ModelOptions { dt_min, memory, threads })?;
+        let (resident, layers) = model.resident_layers();
+        let text = format!("{} of {layers} layers in memory, {}", resident, bytes(model.resident_bytes()));
+        report.detail("Weights", &text);
+        Ok(Loaded { model, tokenizer: self.tokenizer })
+    }
+}
+
+/// A model with its tokenizer.
+pub(crate) struct Loaded {
+    pub(crate) model: Arc<Model<Cpu>>,
+    pub(crate) tokenizer: Option<Tokenizer>,
+}
+
+/// Where activations go that do not fit.
+pub(crate) fn scratch(args: &EngineArgs) -> PathBuf {
+    args.scratch.clone().unwrap_or_else(std::env::temp_dir)
+}
+
+pub(crate) fn precision_name(precision: Precision) -> &'static str {
+    match precision {
+        Precision::Float32 => "f32",
+        Precision::Bfloat16 => "bf16",
+    }
+}
+
+/// Whether the weights are float32 (or wider), by the embedding.
+fn stored_in_float32(source: &Source) -> bool {
+    let embedding = source.tensor("embedding.word_embeddings.weight").1;
+    matches!(embedding, Dtype::Float32 | Dtype::Float64)
+}
+
+/// 80 % of the memory that this process could still get, in bytes.
+fn free_memory() -> Option<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let available = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)?;
+    Some(available.min(control_group_memory().unwrap_or(u64::MAX)) / 5 * 4)
+}
+
+/// What the control group still allows, where it limits memory at all.
+fn control_group_memory() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let folder = PathBuf::from(format!("/sys/fs/cgroup{path}"));
+    let number = |name: &str| std::fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
+    Some(number("memory.max")?.saturating_sub(number("memory.current")?))
+}
