@@ -73,7 +73,8 @@ impl Sums {
             // Two infinities of one sign, and two NaN, are equal.
             let same = a == b || (a.is_nan() && b.is_nan());
             let gap = if same { 0.0 } else { (a - b).abs() };
-            self.max = if gap.is_nan() { f64::INFINITY } else { self.max.max(gap) };
+            let gap = if gap.is_nan() { f64::INFINITY } else { gap };
+            self.max = self.max.max(gap);
             self.total += gap;
             self.sum += a;
             self.squares += a * a;
@@ -178,8 +179,11 @@ fn nothing() -> PromptDifference {
     PromptDifference { positions: 0, logits: Difference::default(), kl_mean: 0.0, kl_max: 0.0, same_top: 0 }
 }
 
-/// KL(softmax(a) || softmax(b)) in nats, in float64.
+/// KL(softmax(a) || softmax(b)) in nats, in float64. Infinite where NaN or infinity leave it undefined, but for equal rows.
 pub fn divergence(a: &[f32], b: &[f32]) -> f64 {
+    if a.iter().zip(b).all(|(a, b)| a == b || (a.is_nan() && b.is_nan())) {
+        return 0.0;
+    }
     let normalizer = |row: &[f32]| {
         let top = row.iter().fold(f64::NEG_INFINITY, |top, &x| top.max(f64::from(x)));
         top + row.iter().map(|&x| (f64::from(x) - top).exp()).sum::<f64>().ln()
@@ -189,8 +193,9 @@ pub fn divergence(a: &[f32], b: &[f32]) -> f64 {
         let (a, b) = (f64::from(a) - norm_a, f64::from(b) - norm_b);
         if a == f64::NEG_INFINITY { 0.0 } else { a.exp() * (a - b) }
     };
-    // Rounding can make an equal pair negative by an ulp.
-    a.iter().zip(b).map(term).sum::<f64>().max(0.0)
+    let sum: f64 = a.iter().zip(b).map(term).sum();
+    // Rounding can make it negative by an ulp.
+    if sum.is_nan() { f64::INFINITY } else { sum.max(0.0) }
 }
 
 #[cfg(test)]
@@ -213,5 +218,8 @@ mod tests {
         assert_eq!(sums.difference().max, 0.0);
         sums.add(&[1.0], &[f32::NAN]);
         assert_eq!(sums.difference().max, f64::INFINITY);
+        assert_eq!(sums.difference().mean, f64::INFINITY);
+        assert_eq!(divergence(&[1.0, 2.0], &[f32::NAN, 2.0]), f64::INFINITY);
+        assert_eq!(divergence(&[f32::NAN, 2.0], &[f32::NAN, 2.0]), 0.0);
     }
 }

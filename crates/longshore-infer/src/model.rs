@@ -9,7 +9,8 @@ use crate::weights::{EMBEDDING, FINAL_NORM, Loader, OUTPUT_LAYER, not_stored, st
 use longshore_ckpt::{Dtype, Rect};
 use longshore_convert::config::{LayerSpec, ModelConfig};
 use longshore_convert::source::Source;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 /// How to run a model.
@@ -104,8 +105,9 @@ impl<B: Backend + 'static> Model<B> {
             model.head = Some(model.loader().matrix(model.head_name())?);
             model.resident_bytes += sizes.head;
         }
-        for (i, size) in sizes.layers.iter().enumerate().take(model.plan.layers) {
-            model.layers[i].resident = Some(model.load_layer(i)?);
+        let layers = model.load_layers(model.plan.layers)?;
+        for ((slot, layer), size) in model.layers.iter_mut().zip(layers).zip(&sizes.layers) {
+            slot.resident = Some(layer);
             model.resident_bytes += size;
         }
         Ok(Arc::new(model))
@@ -166,6 +168,29 @@ impl<B: Backend + 'static> Model<B> {
 
     pub(crate) fn loader(&self) -> Loader<'_, B> {
         Loader { source: &self.source, backend: &self.backend, threads: self.threads }
+    }
+
+    /// The first `count` layers, several at a time.
+    fn load_layers(&self, count: usize) -> Result<Vec<Layer<B>>> {
+        let (next, loaded) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(count)));
+        std::thread::scope(|scope| {
+            for _ in 0..self.threads.min(count) {
+                scope.spawn(|| {
+                    loop {
+                        let i = next.fetch_add(1, Ordering::Relaxed);
+                        if i >= count {
+                            break;
+                        }
+                        let loader = Loader { threads: 1, ..self.loader() };
+                        let layer = loader.layer(&self.layers[i].prefix, &self.layers[i].spec);
+                        loaded.lock().unwrap_or_else(PoisonError::into_inner).push((i, layer));
+                    }
+                });
+            }
+        });
+        let mut loaded = loaded.into_inner().unwrap_or_else(PoisonError::into_inner);
+        loaded.sort_by_key(|(i, _)| *i);
+        loaded.into_iter().map(|(_, layer)| layer).collect()
     }
 
     fn load_layer(&self, i: usize) -> Result<Layer<B>> {

@@ -14,6 +14,7 @@ pub mod matrix;
 mod moe;
 mod norm;
 pub mod pool;
+mod store;
 mod tasks;
 
 use crate::backend::{Backend, MambaOptions, Routing, Segment};
@@ -23,9 +24,10 @@ use isa::Isa;
 use longshore_ckpt::Dtype;
 use matrix::{Matrix, Product, WeightType};
 use pool::Pool;
-use std::borrow::Cow;
-use std::ops::Range;
-use tasks::row_blocks;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+use store::{Pooled, Store, take};
+use tasks::{each, row_blocks};
 
 pub use attention::KvState;
 pub use mamba::MambaState;
@@ -44,12 +46,14 @@ pub struct Cpu {
     pool: Pool,
     isa: Isa,
     precision: Precision,
+    floats: Arc<Store<f32>>,
+    halves: Arc<Store<bf16>>,
 }
 
 /// Rows of activations.
 pub struct Rows {
     width: usize,
-    data: Vec<f32>,
+    data: Pooled<f32>,
 }
 
 /// Rows of a task where rows are independent.
@@ -63,12 +67,23 @@ impl Cpu {
 
     /// As [`Cpu::new`], with the instructions of `isa`, or of this processor where it has fewer.
     pub fn with_isa(threads: usize, precision: Precision, isa: Isa) -> std::io::Result<Self> {
-        Ok(Self { pool: Pool::new(threads)?, isa: isa.min(Isa::detect()), precision })
+        Ok(Self {
+            pool: Pool::new(threads)?,
+            isa: isa.min(Isa::detect()),
+            precision,
+            floats: Arc::default(),
+            halves: Arc::default(),
+        })
     }
 
     /// The precision.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// A buffer of any content.
+    fn floats(&self, len: usize) -> Pooled<f32> {
+        take(&self.floats, len)
     }
 
     /// Products of the same or different inputs, in one go.
@@ -91,15 +106,38 @@ impl Cpu {
 type Job<'a, T> = (&'a [T], &'a Matrix, &'a mut [f32]);
 
 /// What enters a product.
-trait Element: Copy + Send + Sync + 'static {
+trait Element: Copy + Default + Send + Sync + 'static {
     /// The values in this type, rounded where it is narrower.
-    fn of(isa: Isa, x: &[f32]) -> Cow<'_, [Self]>;
+    fn of<'a>(cpu: &Cpu, x: &'a [f32]) -> Input<'a, Self>;
+    /// A buffer of any content.
+    fn buffer(cpu: &Cpu, len: usize) -> Pooled<Self>;
     fn products(cpu: &Cpu, jobs: &mut [Job<'_, Self>]);
 }
 
+/// Values, or a rounded copy of them.
+enum Input<'a, T> {
+    Same(&'a [T]),
+    Rounded(Pooled<T>),
+}
+
+impl<T> Deref for Input<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::Same(x) => x,
+            Self::Rounded(x) => x,
+        }
+    }
+}
+
 impl Element for f32 {
-    fn of(_: Isa, x: &[f32]) -> Cow<'_, [Self]> {
-        Cow::Borrowed(x)
+    fn of<'a>(_: &Cpu, x: &'a [f32]) -> Input<'a, Self> {
+        Input::Same(x)
+    }
+
+    fn buffer(cpu: &Cpu, len: usize) -> Pooled<Self> {
+        cpu.floats(len)
     }
 
     fn products(cpu: &Cpu, jobs: &mut [Job<'_, Self>]) {
@@ -108,15 +146,25 @@ impl Element for f32 {
 }
 
 impl Element for bf16 {
-    fn of(isa: Isa, x: &[f32]) -> Cow<'_, [Self]> {
-        let mut out = vec![Self::ZERO; x.len()];
-        matrix::to_bf16(isa, x, &mut out);
-        Cow::Owned(out)
+    fn of<'a>(cpu: &Cpu, x: &'a [f32]) -> Input<'a, Self> {
+        let mut out = Self::buffer(cpu, x.len());
+        each(&cpu.pool, &mut pairs(x, &mut out), |(x, out)| matrix::to_bf16(cpu.isa, x, out));
+        Input::Rounded(out)
+    }
+
+    fn buffer(cpu: &Cpu, len: usize) -> Pooled<Self> {
+        take(&cpu.halves, len)
     }
 
     fn products(cpu: &Cpu, jobs: &mut [Job<'_, Self>]) {
         matrix::matmul_bf16(&cpu.pool, cpu.isa, &mut as_products(jobs));
     }
+}
+
+/// Equal pieces of two slices, of a size worth a task.
+fn pairs<'a, T>(x: &'a [f32], out: &'a mut [T]) -> Vec<(&'a [f32], &'a mut [T])> {
+    const PIECE: usize = 1 << 15;
+    x.chunks(PIECE).zip(out.chunks_mut(PIECE)).collect()
 }
 
 fn as_products<'a, T>(jobs: &'a mut [Job<'_, T>]) -> Vec<Product<'a, T>> {
@@ -162,11 +210,13 @@ impl Backend for Cpu {
     }
 
     fn buffer(&self, rows: usize, width: usize) -> Rows {
-        Rows { width, data: vec![0.0; rows * width] }
+        Rows { width, data: self.floats(rows * width) }
     }
 
     fn upload(&self, width: usize, values: &[f32]) -> Rows {
-        Rows { width, data: values.to_vec() }
+        let mut data = self.floats(values.len());
+        data.copy_from_slice(values);
+        Rows { width, data }
     }
 
     fn download(&self, buffer: &Rows, rows: Range<usize>) -> Vec<f32> {
@@ -196,7 +246,7 @@ impl Backend for Cpu {
         match self.precision {
             Precision::Float32 => f32::products(self, &mut [(&x.data, weight, &mut out.data)]),
             Precision::Bfloat16 => {
-                let x = bf16::of(self.isa, &x.data);
+                let x = bf16::of(self, &x.data);
                 bf16::products(self, &mut [(&x, weight, &mut out.data)]);
             }
         }
@@ -214,12 +264,14 @@ impl Backend for Cpu {
     }
 
     fn concatenate(&self, a: &Rows, b: &Rows) -> Rows {
-        let mut data = Vec::with_capacity(a.data.len() + b.data.len());
-        for (a, b) in a.data.chunks_exact(a.width).zip(b.data.chunks_exact(b.width)) {
-            data.extend_from_slice(a);
-            data.extend_from_slice(b);
+        let width = a.width + b.width;
+        let mut data = self.floats(a.data.len() + b.data.len());
+        let rows = a.data.chunks_exact(a.width).zip(b.data.chunks_exact(b.width));
+        for (out, (first, second)) in data.chunks_exact_mut(width).zip(rows) {
+            out[..a.width].copy_from_slice(first);
+            out[a.width..].copy_from_slice(second);
         }
-        Rows { width: a.width + b.width, data }
+        Rows { width, data }
     }
 
     fn relu_squared(&self, x: &mut Rows) {

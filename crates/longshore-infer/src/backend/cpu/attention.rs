@@ -4,7 +4,7 @@
 //! Gimelshein (2018). The blocks do not depend on where a query or a prompt's cut is, so neither do the bits.
 
 use super::isa::{Isa, per_isa};
-use super::math::{dot, exp, max};
+use super::math::{self, exp, max};
 use super::pool::Pool;
 use super::tasks::each;
 use super::{Precision, matrix};
@@ -24,7 +24,8 @@ pub struct KvState {
     tokens: usize,
 }
 
-/// Keys and values of one head, `[tokens, head_dim]` each.
+/// Keys and values of one head: keys in blocks `[head_dim, KEYS]`, so that a query meets a block's keys side by side;
+/// values `[tokens, head_dim]`.
 enum KvHead {
     Float32 { k: Vec<f32>, v: Vec<f32> },
     Bfloat16 { k: Vec<bf16>, v: Vec<bf16> },
@@ -42,11 +43,13 @@ impl KvState {
 
     /// Forgets all but the first `tokens` tokens.
     pub(super) fn truncate(&mut self, tokens: usize) {
-        let len = tokens * self.head_dim;
+        let values = tokens * self.head_dim;
+        // What is left of a cut block is overwritten before it is read.
+        let keys = tokens.div_ceil(KEYS) * KEYS * self.head_dim;
         for head in &mut self.heads {
             match head {
-                KvHead::Float32 { k, v } => (k.truncate(len), v.truncate(len)),
-                KvHead::Bfloat16 { k, v } => (k.truncate(len), v.truncate(len)),
+                KvHead::Float32 { k, v } => (k.truncate(keys), v.truncate(values)),
+                KvHead::Bfloat16 { k, v } => (k.truncate(keys), v.truncate(values)),
             };
         }
         self.tokens = tokens;
@@ -54,20 +57,33 @@ impl KvState {
 }
 
 impl KvHead {
-    fn push(&mut self, isa: Isa, key: &[f32], value: &[f32]) {
+    /// Adds the key and the value of the token at `position`.
+    fn push(&mut self, isa: Isa, position: usize, key: &[f32], value: &[f32]) {
         match self {
             Self::Float32 { k, v } => {
-                k.extend_from_slice(key);
+                place(k, position, key);
                 v.extend_from_slice(value);
             }
             Self::Bfloat16 { k, v } => {
-                for (all, new) in [(k, key), (v, value)] {
-                    let from = all.len();
-                    all.resize(from + new.len(), bf16::ZERO);
-                    matrix::to_bf16(isa, new, &mut all[from..]);
-                }
+                let mut rounded = vec![bf16::ZERO; key.len()];
+                matrix::to_bf16(isa, key, &mut rounded);
+                place(k, position, &rounded);
+                matrix::to_bf16(isa, value, &mut rounded);
+                v.extend_from_slice(&rounded);
             }
         }
+    }
+}
+
+/// Writes a key into its column of its block.
+fn place<T: Copy + Default>(blocks: &mut Vec<T>, position: usize, key: &[T]) {
+    let block = position / KEYS * KEYS * key.len();
+    if blocks.len() == block {
+        blocks.resize(block + KEYS * key.len(), T::default());
+    }
+    let column = blocks[block + position % KEYS..].iter_mut().step_by(KEYS);
+    for (slot, &x) in column.zip(key) {
+        *slot = x;
     }
 }
 
@@ -99,10 +115,10 @@ pub(super) fn run(
         for row in qkv[segment.rows.start * width..segment.rows.end * width].chunks_exact(width) {
             for (head, part) in segment.state.heads.iter_mut().zip(row.chunks_exact(group_width)) {
                 let (k, v) = part[per_group * dim..].split_at(dim);
-                head.push(isa, k, v);
+                head.push(isa, segment.state.tokens, k, v);
             }
+            segment.state.tokens += 1;
         }
-        segment.state.tokens += segment.rows.len();
     }
     let tokens_per_task = (QUERIES / per_group).max(1);
     let mut tasks: Vec<Task<'_>> = Vec::new();
@@ -148,7 +164,8 @@ fn attend_body(task: &mut Task<'_>) {
     let last = task.position + task.queries.len();
     for begin in (0..last).step_by(KEYS) {
         let end = (begin + KEYS).min(last);
-        let (k, v) = block(task.kv, begin * dim..end * dim, &mut keys, &mut values);
+        let k = block(task.kv.keys(), begin * dim..(begin + KEYS) * dim, &mut keys);
+        let v = block(task.kv.values(), begin * dim..end * dim, &mut values);
         let mut running = running.iter_mut();
         for (t, (queries, out)) in task.queries.iter().zip(&mut task.out).enumerate() {
             let visible = (task.position + t + 1).min(end).saturating_sub(begin);
@@ -158,25 +175,21 @@ fn attend_body(task: &mut Task<'_>) {
                     continue;
                 }
                 let mut scores = [0.0f32; KEYS];
-                let scores = &mut scores[..visible];
-                for (score, k) in scores.iter_mut().zip(k.chunks_exact(dim)) {
-                    *score = dot(q, k) * scale;
+                add_rows(q, k, KEYS, &mut scores);
+                for (j, score) in scores.iter_mut().enumerate() {
+                    *score = if j < visible { *score * scale } else { f32::NEG_INFINITY };
                 }
-                let top = max(scores).max(*highest);
+                let top = max(&scores).max(*highest);
                 let shrink = exp(*highest - top);
-                for score in &mut *scores {
+                for score in &mut scores {
                     *score = exp(*score - top);
                 }
                 *highest = top;
-                *sum = sum.mul_add(shrink, scores.iter().sum());
+                *sum = sum.mul_add(shrink, math::sum(&scores));
                 for out in &mut *out {
                     *out *= shrink;
                 }
-                for (&p, v) in scores.iter().zip(v.chunks_exact(dim)) {
-                    for (out, &v) in out.iter_mut().zip(v) {
-                        *out = p.mul_add(v, *out);
-                    }
-                }
+                add_rows(&scores[..visible], v, dim, out);
             }
         }
     }
@@ -189,22 +202,58 @@ fn attend_body(task: &mut Task<'_>) {
     }
 }
 
-/// A range of keys and values as float32; `keys` and `values` hold them where they are not.
+/// `out += sum_i factors[i] rows[i]` in the order of i, rows of `width` elements; four at a time, so that `out` is read and
+/// written less often.
 #[inline(always)]
-fn block<'a>(
-    kv: &'a KvHead,
-    range: std::ops::Range<usize>,
-    keys: &'a mut Vec<f32>,
-    values: &'a mut Vec<f32>,
-) -> (&'a [f32], &'a [f32]) {
-    match kv {
-        KvHead::Float32 { k, v } => (&k[range.clone()], &v[range]),
-        KvHead::Bfloat16 { k, v } => {
-            for (wide, narrow) in [(&mut *keys, k), (&mut *values, v)] {
-                wide.clear();
-                wide.extend(narrow[range.clone()].iter().map(|x| f32::from_bits(u32::from(x.to_bits()) << 16)));
+fn add_rows(factors: &[f32], rows: &[f32], width: usize, out: &mut [f32]) {
+    let (fours, rest) = factors.as_chunks::<4>();
+    for (f, rows) in fours.iter().zip(rows.chunks_exact(4 * width)) {
+        let (first, second) = rows.split_at(2 * width);
+        let ((a, b), (c, d)) = (first.split_at(width), second.split_at(width));
+        for ((((out, &a), &b), &c), &d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+            *out = f[3].mul_add(d, f[2].mul_add(c, f[1].mul_add(b, f[0].mul_add(a, *out))));
+        }
+    }
+    for (f, row) in rest.iter().zip(rows[fours.len() * 4 * width..].chunks_exact(width)) {
+        for (out, &x) in out.iter_mut().zip(row) {
+            *out = f.mul_add(x, *out);
+        }
+    }
+}
+
+/// Keys or values as they are stored.
+enum Stored<'a> {
+    Float32(&'a [f32]),
+    Bfloat16(&'a [bf16]),
+}
+
+impl KvHead {
+    fn keys(&self) -> Stored<'_> {
+        match self {
+            Self::Float32 { k, .. } => Stored::Float32(k),
+            Self::Bfloat16 { k, .. } => Stored::Bfloat16(k),
+        }
+    }
+
+    fn values(&self) -> Stored<'_> {
+        match self {
+            Self::Float32 { v, .. } => Stored::Float32(v),
+            Self::Bfloat16 { v, .. } => Stored::Bfloat16(v),
+        }
+    }
+}
+
+/// A range of keys or values as float32; `wide` holds them where they are not.
+#[inline(always)]
+fn block<'a>(stored: Stored<'a>, range: std::ops::Range<usize>, wide: &'a mut Vec<f32>) -> &'a [f32] {
+    match stored {
+        Stored::Float32(all) => &all[range],
+        Stored::Bfloat16(all) => {
+            wide.resize(range.len(), 0.0);
+            for (wide, x) in wide.iter_mut().zip(&all[range]) {
+                *wide = f32::from_bits(u32::from(x.to_bits()) << 16);
             }
-            (keys, values)
+            wide
         }
     }
 }

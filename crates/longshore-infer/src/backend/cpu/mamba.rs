@@ -210,10 +210,11 @@ fn group_body(task: &mut Task<'_>) {
     let s = task.sizes;
     let (inner, channels, heads, keep) = (s.inner(), s.channels(), s.heads_per_group(), s.kernel - 1);
     let all = s.groups * inner;
-    let mut window = vec![0.0; (keep + BLOCK) * channels];
-    let mut act = vec![0.0; BLOCK * channels];
-    let (mut dt, mut da) = (vec![0.0; BLOCK * heads], vec![0.0; BLOCK * heads]);
-    let mut dtx = vec![0.0; BLOCK * s.head_dim];
+    let most = BLOCK.min(task.out.len());
+    let mut window = vec![0.0; (keep + most) * channels];
+    let mut act = vec![0.0; most * channels];
+    let (mut dt, mut da) = (vec![0.0; most * heads], vec![0.0; most * heads]);
+    let mut dtx = vec![0.0; most * s.head_dim];
     window[..keep * channels].copy_from_slice(task.tail);
     for (block, outs) in task.out.chunks_mut(BLOCK).enumerate() {
         let tokens = outs.len();

@@ -17,7 +17,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     // Beyond these the result is 0 or infinite.
     let clamped = x.clamp(-104.0, 89.0);
-    let n = clamped.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
     let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, clamped));
     let p = r.mul_add(1.0 / 5040.0, 1.0 / 720.0);
     let p = r.mul_add(p, 1.0 / 120.0);
@@ -26,16 +27,17 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = r.mul_add(p, 0.5);
     let p = r.mul_add(p, 1.0);
     let p = r.mul_add(p, 1.0);
-    // In two factors, since 2^n itself may be out of range. NaN gives some whole number here and stays NaN in `p`.
-    let n = n.clamp(-152.0, 129.0) as i32;
+    // The whole number is in the low bits of the shifted sum. A cast would not vectorize; of NaN, which gives any number
+    // here, `p` is NaN. In two factors, since 2^n itself may be out of range.
+    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
     let half = n >> 1;
-    p * power_of_two(half) * power_of_two(n - half)
+    p * power_of_two(half) * power_of_two(n.wrapping_sub(half))
 }
 
 /// `2^n` for `-126 <= n <= 127`.
 #[inline(always)]
 fn power_of_two(n: i32) -> f32 {
-    f32::from_bits((n + 127).cast_unsigned() << 23)
+    f32::from_bits(n.wrapping_add(127).cast_unsigned() << 23)
 }
 
 /// `ln(1 + y)` for `y >= 0`, within 2 units in the last place, also where `1 + y` rounds to 1.
@@ -64,7 +66,8 @@ pub(crate) fn ln_1p(y: f32) -> f32 {
 /// `ln(1 + e^x)`, and x itself above 20, as `torch.nn.functional.softplus`.
 #[inline(always)]
 pub(crate) fn softplus(x: f32) -> f32 {
-    let soft = ln_1p(exp(x.min(20.0)));
+    // Not `min`, which would lose a NaN.
+    let soft = ln_1p(exp(if x > 20.0 { 20.0 } else { x }));
     if x > 20.0 { x } else { soft }
 }
 
@@ -97,6 +100,22 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     tree(lanes)
 }
 
+/// `sum(x)`, in the same order.
+#[inline(always)]
+pub(crate) fn sum(x: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for x in chunks {
+        for i in 0..LANES {
+            lanes[i] += x[i];
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane += x;
+    }
+    tree(lanes)
+}
+
 /// The lanes' sum: halves are added until one is left.
 #[inline(always)]
 fn tree(mut lanes: [f32; LANES]) -> f32 {
@@ -110,10 +129,16 @@ fn tree(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// The largest element; negative infinity of none.
+/// The largest element; negative infinity of none. NaN is passed over.
 #[inline(always)]
 pub(crate) fn max(x: &[f32]) -> f32 {
-    x.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for x in x.chunks(LANES) {
+        for (lane, &x) in lanes.iter_mut().zip(x) {
+            *lane = if x > *lane { x } else { *lane };
+        }
+    }
+    lanes.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a })
 }
 
 #[cfg(test)]

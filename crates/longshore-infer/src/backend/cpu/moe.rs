@@ -16,19 +16,19 @@ use longshore_convert::config::Moe;
 pub(super) fn run<T: Element>(cpu: &Cpu, w: &MoeWeights<Cpu>, u: &[f32], hidden: usize, out: &mut [f32]) -> Routing {
     let tokens = u.len() / hidden;
     let routing = route(cpu, w, u, hidden);
-    let input = T::of(cpu.isa, u);
+    let input = T::of(cpu, u);
     let shared_ffn = w.spec.shared_ffn as usize;
-    let mut shared = vec![0.0; tokens * shared_ffn];
+    let mut shared = cpu.floats(tokens * shared_ffn);
     let sent = Sent::new(&routing.experts, w.spec.experts as usize, w.spec.top_k as usize);
     let width = w.spec.latent.map_or(hidden, |l| l as usize);
-    let mut routed = vec![0.0; tokens * width];
+    let mut routed = cpu.floats(tokens * width);
     if let Some((down, up)) = &w.latent {
-        let mut latent = vec![0.0; tokens * width];
+        let mut latent = cpu.floats(tokens * width);
         cpu.products(&mut [(&input, down, &mut latent), (&input, &w.shared_fc1, &mut shared)]);
-        experts::<T>(cpu, w, &T::of(cpu.isa, &latent), width, &sent, &routing, None, &mut routed);
+        experts::<T>(cpu, w, &T::of(cpu, &latent), width, &sent, &routing, None, &mut routed);
         cpu.relu_squared_rows(&mut shared, shared_ffn);
-        let (routed, shared) = (T::of(cpu.isa, &routed), T::of(cpu.isa, &shared));
-        let mut added = vec![0.0; out.len()];
+        let (routed, shared) = (T::of(cpu, &routed), T::of(cpu, &shared));
+        let mut added = cpu.floats(out.len());
         cpu.products(&mut [(&routed, up, out), (&shared, &w.shared_fc2, &mut added)]);
         cpu.add_rows(&added, out, hidden);
     } else {
@@ -91,23 +91,23 @@ fn experts<T: Element>(
     out: &mut [f32],
 ) {
     let ffn = w.spec.expert_ffn as usize;
-    let mut gathered: Vec<T> = Vec::with_capacity(sent.rows.len() * width);
-    for &(token, _) in &sent.rows {
-        gathered.extend_from_slice(&x[token * width..][..width]);
+    let mut gathered = T::buffer(cpu, sent.rows.len() * width);
+    for (row, &(token, _)) in gathered.chunks_exact_mut(width).zip(&sent.rows) {
+        row.copy_from_slice(&x[token * width..][..width]);
     }
-    let mut inner = vec![0.0; sent.rows.len() * ffn];
+    let mut inner = cpu.floats(sent.rows.len() * ffn);
     let mut jobs = split(sent, &w.fc1, &gathered, width, &mut inner, ffn);
     if let Some(shared) = &mut shared {
         jobs.push((shared.input, &w.shared_fc1, &mut *shared.inner));
     }
     cpu.products(&mut jobs);
     cpu.relu_squared_rows(&mut inner, ffn);
-    let inner = T::of(cpu.isa, &inner);
-    let mut results = vec![0.0; sent.rows.len() * width];
+    let inner = T::of(cpu, &inner);
+    let mut results = cpu.floats(sent.rows.len() * width);
     let mut jobs = split(sent, &w.fc2, &inner, ffn, &mut results, width);
     let shared = shared.map(|shared| {
         cpu.relu_squared_rows(shared.inner, w.spec.shared_ffn as usize);
-        (T::of(cpu.isa, shared.inner), shared.out)
+        (T::of(cpu, shared.inner), shared.out)
     });
     match shared {
         Some((inner, out)) => {
