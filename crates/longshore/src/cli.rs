@@ -76,7 +76,7 @@ pub(crate) enum Command {
     Diff(DiffArgs),
     /// Show the supported architectures and their tables
     Arch(ArchArgs),
-    /// Convert the bundled model there and back and prove that it is the same
+    /// Convert the bundled model there and back, generate from it, and prove that it is the same
     Demo(DemoArgs),
     /// The environment variables and what MLM_EXTRA_ARGS may hold
     #[command(hide = true, name = "env", help_template = "{about}")]

@@ -11,9 +11,10 @@ use longshore_ckpt::Dtype;
 use longshore_convert::source::Source;
 use longshore_infer::backend::cpu::{Cpu, Precision};
 use longshore_infer::chat::{ChatError, ChatTemplate};
+use longshore_infer::error::Error as EngineError;
 use longshore_infer::memory::Demand;
 use longshore_infer::model::{Model, ModelOptions};
-use longshore_infer::tokenizer::Tokenizer;
+use longshore_infer::tokenizer::{Tokenizer, stop_ids};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,7 +22,9 @@ use std::sync::Arc;
 pub(crate) struct Opened {
     pub(crate) source: Source,
     pub(crate) precision: Precision,
-    /// Where tokenizer, template and generation config are.
+    /// Where the checkpoint's own config files are.
+    own: PathBuf,
+    /// Where tokenizer and template are.
     pub(crate) companions: PathBuf,
     pub(crate) tokenizer: Option<Tokenizer>,
 }
@@ -35,9 +38,10 @@ impl Opened {
         for note in &source.model.notes {
             report.detail("Note", &note.text);
         }
+        let own = source.model.folder.clone().unwrap_or_else(|| source.catalog.folder.clone());
         let companions = match &args.tokenizer {
             Some(folder) => locate::checkpoint(folder, env)?,
-            None => source.model.folder.clone().unwrap_or_else(|| source.catalog.folder.clone()),
+            None => own.clone(),
         };
         let tokenizer = Tokenizer::load(&companions)?;
         if let (Some(_), None) = (&args.tokenizer, &tokenizer) {
@@ -52,7 +56,7 @@ impl Opened {
             None if stored_in_float32(&source) => Precision::Float32,
             None | Some(PrecisionName::Bf16) => Precision::Bfloat16,
         };
-        Ok(Self { source, precision, companions, tokenizer })
+        Ok(Self { source, precision, own, companions, tokenizer })
     }
 
     /// The tokenizer, or what to do without one.
@@ -64,6 +68,22 @@ impl Opened {
     pub(crate) fn template(&self) -> Result<ChatTemplate> {
         let none = || ChatError::NoTemplate { folder: self.companions.clone() };
         Ok(ChatTemplate::load(&self.companions)?.ok_or_else(none)?)
+    }
+
+    /// The ids that end a text: what the checkpoint says, before what comes with another tokenizer.
+    pub(crate) fn stop_ids(&self) -> Result<Vec<u32>> {
+        let own = stop_ids(&self.own)?;
+        Ok(if own.is_empty() { stop_ids(&self.companions)? } else { own })
+    }
+
+    /// Checks that a prompt has tokens, all of them the model's: before minutes go into reading weights.
+    pub(crate) fn check_ids(&self, prompt: usize, ids: &[u32]) -> Result<(), EngineError> {
+        let vocab = self.source.model.config.vocab_size;
+        match ids.iter().position(|&id| u64::from(id) >= vocab) {
+            Some(position) => Err(EngineError::Token { prompt, position, id: ids[position], vocab }),
+            None if ids.is_empty() => Err(EngineError::EmptyPrompt { prompt }),
+            None => Ok(()),
+        }
     }
 
     /// Reads the weights that may stay in memory.

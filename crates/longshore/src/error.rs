@@ -41,6 +41,12 @@ pub(crate) enum UsageError {
     /// No prompt by any way.
     #[error("no prompt: expected an argument, --prompt-ids, --prompt-file or text on standard input")]
     NoPrompt,
+    /// A file without a line that is not blank.
+    #[error("`{}` holds no prompt", path.display())]
+    EmptyFile { path: PathBuf },
+    /// A line of a file that should hold JSON.
+    #[error("column {column}: not JSON: {what}")]
+    NotJson { column: usize, what: String },
     /// A prompt file that is not UTF-8.
     #[error("`{}` is not UTF-8 text", path.display())]
     NotText { path: PathBuf },

@@ -3,6 +3,7 @@
 use crate::error::UsageError;
 use longshore_ckpt::Error as Checkpoint;
 use longshore_convert::{Error, Problem};
+use longshore_infer::chat::ChatError;
 use longshore_infer::error::Error as Engine;
 use std::io::ErrorKind;
 
@@ -14,12 +15,23 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
     match error.downcast_ref::<longshore_infer::error::Error>() {
         Some(Engine::Convert(error)) => return convert(error),
         Some(Engine::Memory { .. }) => {
-            return Some("`--memory SIZE` allows more; a smaller --batch-tokens or --batch needs less".into());
+            return Some(
+                "`--memory SIZE` allows more; a smaller --batch-tokens, --batch or --max-new needs less".into(),
+            );
         }
         Some(Engine::NotStored { .. }) => {
             return Some("`--base DIR` names a folder whose config.json says it".into());
         }
+        Some(Engine::EmptyPrompt { .. }) => {
+            return Some(
+                "a model goes on from at least one token; `--prompt-ids` can name the one that begins texts".into(),
+            );
+        }
+        Some(Engine::NoMtp) => return Some("without --mtp the text is the same".into()),
         _ => {}
+    }
+    if let Some(error) = error.downcast_ref() {
+        return chat(error);
     }
     error.downcast_ref().map_or_else(|| checkpoint(error.downcast_ref()?), convert)
 }
@@ -51,6 +63,22 @@ fn usage(error: &UsageError) -> Option<String> {
             "`--tokenizer DIR` names a folder with one; `--prompt-ids 1,17,42` needs none".into()
         }
         UsageError::TokenizerSize { .. } => "`--tokenizer DIR` names the folder of the model's own".into(),
+        _ => return None,
+    })
+}
+
+fn chat(error: &ChatError) -> Option<String> {
+    Some(match error {
+        ChatError::NoTemplate { .. } => {
+            "`--tokenizer DIR` names a folder with one; a text without --chat needs none".into()
+        }
+        ChatError::Raised { .. } => {
+            "change the messages as it says; `--template-var NAME=VALUE` sets a variable that it reads".into()
+        }
+        ChatError::NoDefault { .. }
+        | ChatError::Syntax { .. }
+        | ChatError::Render { .. }
+        | ChatError::TooMuchWork { .. } => "`--tokenizer DIR` names a folder with another template".into(),
         _ => return None,
     })
 }

@@ -57,6 +57,11 @@ impl Conversation {
         true
     }
 
+    /// Whether messages are left for another turn.
+    pub(crate) fn goes_on(&self) -> bool {
+        !self.coming.is_empty()
+    }
+
     pub(crate) fn reply(&mut self, text: &str) {
         self.messages.push(json!({"role": "assistant", "content": text}));
     }
@@ -105,7 +110,7 @@ impl PromptArgs {
         let prompts =
             lines.map(|(i, line)| self.line(line).with_context(|| format!("`{}` line {}", path.display(), i + 1)));
         let prompts = prompts.collect::<Result<Vec<_>>>()?;
-        if prompts.is_empty() { Err(UsageError::NoPrompt.into()) } else { Ok(Some(prompts)) }
+        if prompts.is_empty() { Err(UsageError::EmptyFile { path: path.clone() }.into()) } else { Ok(Some(prompts)) }
     }
 
     fn prompt(&self, text: String) -> Prompt {
@@ -118,7 +123,12 @@ impl PromptArgs {
 
     /// A line of JSON: token ids, a text, or a conversation.
     fn line(&self, line: &str) -> Result<Prompt> {
-        let value: Value = serde_json::from_str(line)?;
+        let value: Value = serde_json::from_str(line).map_err(|error| {
+            // Its own words end with a line's number, which is always 1.
+            let what = error.to_string();
+            let what = what.split(" at line ").next().unwrap_or_default().to_owned();
+            UsageError::NotJson { column: error.column(), what }
+        })?;
         if let Some(ids) = value.get("input_ids") {
             let ids = serde_json::from_value(ids.clone()).context("`input_ids`")?;
             return Ok(Prompt::Ids(ids));

@@ -70,7 +70,7 @@ pub(crate) struct PromptArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_ids"], aliases = ["file", "prompts"])]
     pub(crate) prompt_file: Option<PathBuf>,
     /// The prompt in token ids, e.g. 1,17,42
-    #[arg(long, value_name = "IDS", conflicts_with = "prompt", value_parser = parse_ids)]
+    #[arg(long, value_name = "IDS", conflicts_with_all = ["prompt", "chat"], value_parser = parse_ids)]
     pub(crate) prompt_ids: Option<Ids>,
     /// Send the prompt as a user's message, in the checkpoint's chat template
     #[arg(long)]
@@ -161,21 +161,21 @@ pub(crate) struct LogitsArgs {
     /// The other [default: A, where two precisions are compared]
     pub(crate) b: Option<PathBuf>,
     /// A prompt [default: three built-in prompts of 5, 23 and 40 token ids]
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", help_heading = "Prompt")]
     pub(crate) prompt: Option<String>,
     #[command(flatten)]
     pub(crate) prompts: PromptArgs,
     /// Compare the residual stream and the routing after every layer too
-    #[arg(long)]
+    #[arg(long, help_heading = "Comparison")]
     pub(crate) per_layer: bool,
     /// Exit with status 1 where some logit differs by more than X standard deviations of A's logits
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", help_heading = "Comparison")]
     pub(crate) tolerance: Option<f32>,
     /// Write A's logits, residual stream and routing to a safetensors file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Comparison")]
     pub(crate) save: Option<PathBuf>,
     /// Arithmetic of B [default: that of A]
-    #[arg(long, value_enum, value_name = "TYPE", hide_possible_values = true)]
+    #[arg(long, value_enum, value_name = "TYPE", hide_possible_values = true, help_heading = "Comparison")]
     pub(crate) precision_b: Option<PrecisionName>,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,

@@ -1,5 +1,5 @@
-//! `longshore demo`: the main job on the model that the repository bundles, there and back, with the proof that nothing
-//! changed.
+//! `longshore demo`: the main job on the model that the repository bundles, there and back, a few sentences from it, and
+//! the proof that nothing changed.
 
 use super::{Answer, inspect, verify as verify_command};
 use crate::cli::DemoArgs;
@@ -13,15 +13,23 @@ use longshore_ckpt::fs::ReadFile;
 use longshore_ckpt::{Catalog, TensorInfo};
 use longshore_convert::diff::{DiffOptions, Tolerance, diff};
 use longshore_convert::run::{RunOptions, execute};
+use longshore_convert::source::Source;
 use longshore_convert::verify::{VerifyOptions, VerifyReport, verify, verify_against};
 use longshore_convert::{DtypeChoice, ExportOptions, ImportOptions, Layout, NormKeys, Plan, SpecName};
 use longshore_convert::{plan_export, plan_import};
+use longshore_infer::backend::cpu::{Cpu, Precision};
+use longshore_infer::generate::GenerateOptions;
+use longshore_infer::model::{Model, ModelOptions};
+use longshore_infer::sample::{Sampler, Sampling};
+use longshore_infer::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// The bundled model's folder inside `models/`.
 const MODEL: &str = "nemotron-h-10m";
+/// What the converted checkpoint continues.
+const PROMPT: &str = "It was a bright cold day in";
 
 pub(super) fn run(args: &DemoArgs, report: &Report) -> Result<Answer> {
     let started = Instant::now();
@@ -100,6 +108,8 @@ impl Demo<'_> {
         self.command(&format!("inspect {mc_path}"));
         self.report.say(&head(&Catalog::open(&mc)?));
 
+        let generated = self.generate(&mc)?;
+
         self.command(&format!("export {mc_path} {hf_path}"));
         let back = self.write(&plan_export(&mc, &hf, &export_options())?)?;
 
@@ -112,7 +122,23 @@ impl Demo<'_> {
         // Without the library's mapping, so that no mistake of it can hide.
         let equal = same_bytes(&Catalog::open(self.source)?, &Catalog::open(&hf)?)?;
         self.report.status("Compared", &format!("{} of tensor data, byte for byte: equal", bytes(equal)));
-        Ok(json!({"spec": name, "convert": there, "export": back, "tensors": result.compared, "equal_bytes": equal}))
+        Ok(json!({"spec": name, "convert": there, "export": back, "tensors": result.compared, "equal_bytes": equal,
+                 "generated": generated}))
+    }
+
+    /// A few sentences from the converted checkpoint, and the proof that the source says the same.
+    fn generate(&self, mc: &Path) -> Result<String> {
+        self.command(&format!("generate {} {PROMPT:?} --precision f32", mc.display()));
+        let (ours, text) = generate(mc)?;
+        let (theirs, _) = generate(self.source)?;
+        ensure!(
+            ours == theirs,
+            "the converted checkpoint generates other tokens, or other probabilities, than its source"
+        );
+        self.report.say(&format!("{}\n", text.trim()));
+        self.report
+            .status("Equal", &format!("{} and their probabilities, bit for bit", counted(ours.len() as u64, "token")));
+        Ok(text)
     }
 
     fn command(&self, text: &str) {
@@ -135,6 +161,29 @@ impl Demo<'_> {
         verify_command::say(result, started.elapsed().as_secs_f64(), self.report);
         Ok(())
     }
+}
+
+/// What follows [`PROMPT`] by the checkpoint in `folder`: ids with the bits of their log probabilities, and the text.
+fn generate(folder: &Path) -> Result<(Vec<(u32, u32)>, String)> {
+    let source = Source::open(folder, None, false)?;
+    let companions = source.model.folder.clone().context("the checkpoint brings its tokenizer")?;
+    let tokenizer = Tokenizer::load(&companions)?.context("the checkpoint brings its tokenizer")?;
+    let backend = Cpu::new(threads(None), Precision::Float32)?;
+    let model = Model::load(source, backend, &ModelOptions { threads: threads(None), ..ModelOptions::default() })?;
+    let options = GenerateOptions {
+        max_new: 48,
+        stop: Vec::new(),
+        chunk: 512,
+        top_logprobs: 0,
+        scratch: std::env::temp_dir(),
+        candidates: tokenizer.vocab_size(),
+    };
+    let mut sampler = Sampler::new(Sampling::default())?;
+    let prompt = tokenizer.encode(PROMPT, true)?;
+    let out = longshore_infer::generate::generate(&model, &[prompt], &options, &mut sampler, &mut |_, _| true)?;
+    let tokens = &out.texts[0].0;
+    let ids: Vec<u32> = tokens.iter().map(|t| t.id).collect();
+    Ok((tokens.iter().map(|t| (t.id, t.logprob.to_bits())).collect(), tokenizer.decode(&ids, true)?))
 }
 
 fn head(catalog: &Catalog) -> String {

@@ -14,7 +14,7 @@ use longshore_infer::generate::{Finish, GenerateOptions, Generated, Token, gener
 use longshore_infer::memory::Demand;
 use longshore_infer::mtp::Mtp;
 use longshore_infer::sample::{Sampler, Sampling};
-use longshore_infer::tokenizer::{TextStream, Tokenizer, stop_ids};
+use longshore_infer::tokenizer::{TextStream, Tokenizer};
 use serde_json::{Map, Value, json};
 
 pub(super) fn run(args: &GenerateArgs, env: &Env, report: &Report) -> Result<Answer> {
@@ -24,11 +24,12 @@ pub(super) fn run(args: &GenerateArgs, env: &Env, report: &Report) -> Result<Ans
     let opened = Opened::new(&checkpoint.value, &args.engine, env, report)?;
     let template = prompts.iter().any(|p| matches!(p, Prompt::Chat(_))).then(|| opened.template()).transpose()?;
     let mut texts: Vec<Text> = prompts.into_iter().map(Text::new).collect();
-    for text in &mut texts {
+    for (i, text) in texts.iter_mut().enumerate() {
         text.next_turn(args, opened.tokenizer.as_ref(), template.as_ref(), &opened)?;
+        text.ids.as_ref().map_or(Ok(()), |ids| opened.check_ids(i, ids))?;
     }
     let demand = demand(args, &texts);
-    let stop = if args.ignore_eos { Vec::new() } else { stop_ids(&opened.companions)? };
+    let stop = if args.ignore_eos { Vec::new() } else { opened.stop_ids()? };
     let precision = opened.precision;
     let loaded = opened.load(&args.engine, demand, report)?;
     let mtp = args.mtp.then(|| Mtp::load(&loaded.model)).transpose()?;
@@ -41,8 +42,8 @@ pub(super) fn run(args: &GenerateArgs, env: &Env, report: &Report) -> Result<Ans
         candidates: loaded.tokenizer.as_ref().map_or(usize::MAX, Tokenizer::vocab_size),
     };
 
-    let mut total = Generated::default();
-    let several = texts.len() > 1;
+    let (mut total, mut unlikely) = (Generated::default(), 0);
+    let several = texts.len() > 1 || texts.iter().any(Text::goes_on);
     for group in texts.chunks_mut(usize::from(args.batch)) {
         while group.iter().any(|text| text.ids.is_some()) {
             let asked: Vec<usize> = (0..group.len()).filter(|&i| group[i].ids.is_some()).collect();
@@ -64,10 +65,16 @@ pub(super) fn run(args: &GenerateArgs, env: &Env, report: &Report) -> Result<Ans
                 }
             }
             add(&mut total, &generated);
+            let tokens = generated.texts.iter().flat_map(|(tokens, _)| tokens);
+            unlikely += tokens.filter(|token| !token.logprob.is_finite()).count() as u64;
             for &i in &asked {
                 group[i].next_turn_of(args, &loaded, template.as_ref())?;
             }
         }
+    }
+    if unlikely > 0 {
+        let text = format!("the logits of {} are not numbers; the weights may be damaged", counted(unlikely, "token"));
+        report.note("NaN", &text);
     }
     finish(args, &texts, &total, precision, report)
 }
@@ -108,6 +115,11 @@ struct Text {
 impl Text {
     fn new(prompt: Prompt) -> Self {
         Self { prompt, ids: None, turns: Vec::new() }
+    }
+
+    /// Whether another turn comes after this one.
+    fn goes_on(&self) -> bool {
+        matches!(&self.prompt, Prompt::Chat(conversation) if conversation.goes_on())
     }
 
     /// Prepares the next turn, if there is one.

@@ -1,0 +1,128 @@
+//! The engine on the model that the repository bundles: against what transformers computed with it, and against itself.
+
+use longshore_convert::source::Source;
+use longshore_infer::backend::cpu::{Cpu, Precision};
+use longshore_infer::cache::Sequence;
+use longshore_infer::error::Error;
+use longshore_infer::generate::{GenerateOptions, generate};
+use longshore_infer::memory::Demand;
+use longshore_infer::model::{Model, ModelOptions, Positions, Run};
+use longshore_infer::sample::{Sampler, Sampling};
+use longshore_infer::sweep::{Sweep, SweepOptions};
+use longshore_infer::tokenizer::Tokenizer;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models/nemotron-h-10m")
+}
+
+fn model(precision: Precision, dt_min: Option<f32>, memory: Option<(u64, Demand)>) -> Result<Arc<Model<Cpu>>, Error> {
+    let source = Source::open(&folder(), None, false).expect("the bundled model opens");
+    let backend = Cpu::new(2, precision).expect("threads start");
+    Model::load(source, backend, &ModelOptions { dt_min, memory, threads: 2 })
+}
+
+#[derive(serde::Deserialize)]
+struct Reference {
+    prompts: Vec<Prompt>,
+}
+
+/// A prompt; for every position the five largest logits; the tokens that follow.
+#[derive(serde::Deserialize)]
+struct Prompt {
+    text: String,
+    ids: Vec<u32>,
+    tops: Vec<Vec<(usize, f32)>>,
+    greedy: Vec<u32>,
+}
+
+#[test]
+fn transformers_logits_and_tokens_are_ours() {
+    let reference: Reference = serde_json::from_str(include_str!("bundled/reference.json")).expect("a reference");
+    let tokenizer = Tokenizer::load(&folder()).expect("a tokenizer").expect("a tokenizer");
+    // transformers clamps the time steps of prompts by the config's `time_step_min`.
+    let model = model(Precision::Float32, Some(0.001), None).expect("a model");
+    let options = GenerateOptions {
+        max_new: 32,
+        stop: Vec::new(),
+        chunk: 5,
+        top_logprobs: 0,
+        scratch: std::env::temp_dir(),
+        candidates: usize::MAX,
+    };
+    for prompt in reference.prompts {
+        assert_eq!(tokenizer.encode(&prompt.text, true).expect("ids"), prompt.ids);
+        let mut sequence = Sequence::new();
+        let run = Run { sequence: &mut sequence, ids: &prompt.ids, prefill: true, keep_trail: false };
+        let logits = model.step(&mut [run], Positions::All).expect("a step").logits;
+        for (row, top) in logits.chunks_exact(model.vocab()).zip(&prompt.tops) {
+            for (id, want) in top {
+                // The logits have a deviation of 3.
+                assert!((row[*id] - want).abs() <= 6e-5, "{}: {} instead of {want}", prompt.text, row[*id]);
+            }
+        }
+        let mut sampler = Sampler::new(Sampling::default()).expect("greedy");
+        let out = generate(&model, &[prompt.ids], &options, &mut sampler, &mut |_, _| true).expect("tokens");
+        let got: Vec<u32> = out.texts[0].0.iter().map(|t| t.id).collect();
+        assert_eq!(got, prompt.greedy, "{}", prompt.text);
+    }
+}
+
+#[test]
+fn a_sweep_reads_every_weight_once() {
+    let prompts: Vec<Vec<u32>> = (0..9).map(|p| (0..70).map(|i| (p * 131 + i * 7) % 4096).collect()).collect();
+    let demand = Demand { sequences: 9, tokens: 70, prompt_tokens: 630, batch_tokens: 64, logits: 8, decode: false };
+    for precision in [Precision::Float32, Precision::Bfloat16] {
+        // A tenth of the checkpoint at first, then what the error says is needed.
+        let mut budget = 2 << 20;
+        let model = loop {
+            match model(precision, None, Some((budget, demand.clone()))) {
+                Ok(model) => break model,
+                Err(Error::Memory { needed, .. }) => budget = needed,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(model.resident_bytes(), 0);
+        let options = SweepOptions { batch_tokens: 64, scratch: std::env::temp_dir() };
+        let mut sweep = Sweep::new(&model, &prompts, &options, false).expect("a sweep");
+        assert!(sweep.spilled_bytes() > 0);
+        let before = model.source().bytes_read();
+        sweep.run(&mut ()).expect("layers");
+        let mut rows = 0;
+        sweep.each_logits(8, |_, _| true, |_, _, _| rows += 1).expect("logits");
+        assert_eq!(rows, 630);
+        let read = model.source().bytes_read() - before;
+        // All tensors but the embedding, whose rows were read before, and the final norm, which was read at the start.
+        let catalog = &model.source().catalog;
+        let tensors = catalog
+            .tensors
+            .iter()
+            .filter(|(n, _)| !matches!(n.as_str(), "backbone.embeddings.weight" | "backbone.norm_f.weight"));
+        let stored: u64 = tensors.clone().map(|(_, t)| t.size()).sum();
+        // Norms, biases and the scan's parameters become float32.
+        let vectors: u64 =
+            tensors.filter(|(_, t)| t.shape.len() != 2 && t.dtype.size() == 2).map(|(_, t)| t.size()).sum();
+        assert_eq!(read, stored + vectors, "{precision:?}");
+    }
+}
+
+#[test]
+fn too_little_memory_is_an_error_that_says_how_much_is_needed() {
+    let demand = Demand { sequences: 1, tokens: 10, prompt_tokens: 10, batch_tokens: 10, logits: 1, decode: true };
+    let Err(error) = model(Precision::Float32, None, Some((1000, demand))) else { panic!("it fits nowhere") };
+    let text = error.to_string();
+    assert!(text.contains("are allowed") && text.contains("1000"), "{text}");
+}
+
+#[test]
+fn ids_beyond_the_vocabulary_and_empty_prompts_are_refused() {
+    let model = model(Precision::Float32, None, None).expect("a model");
+    let options = SweepOptions { batch_tokens: 64, scratch: std::env::temp_dir() };
+    let error = |prompts: &[Vec<u32>]| match Sweep::new(&model, prompts, &options, false) {
+        Ok(_) => panic!("it is refused"),
+        Err(error) => error.to_string(),
+    };
+    assert_eq!(error(&[vec![1], vec![2, 4096]]), "token 4096 at position 1 of prompt 1: expected an id below 4096");
+    assert_eq!(error(&[vec![]]), "prompt 0 has no tokens");
+}
