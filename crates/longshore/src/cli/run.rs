@@ -1,7 +1,7 @@
 //! Flags of the commands that run models.
 
 use crate::units;
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use std::path::PathBuf;
 
 /// What every command that runs a model takes.
@@ -155,6 +155,7 @@ pub(crate) struct GenerateArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(group(ArgGroup::new("compared").args(["b", "precision_b"]).multiple(true)))]
 pub(crate) struct LogitsArgs {
     /// One checkpoint: a folder, or `org/name` from the Hugging Face cache
     pub(crate) a: PathBuf,
@@ -166,10 +167,10 @@ pub(crate) struct LogitsArgs {
     #[command(flatten)]
     pub(crate) prompts: PromptArgs,
     /// Compare the residual stream and the routing after every layer too
-    #[arg(long, help_heading = "Comparison")]
+    #[arg(long, help_heading = "Comparison", requires = "compared")]
     pub(crate) per_layer: bool,
     /// Exit with status 1 where some logit differs by more than X standard deviations of A's logits
-    #[arg(long, value_name = "X", help_heading = "Comparison")]
+    #[arg(long, value_name = "X", help_heading = "Comparison", requires = "compared")]
     pub(crate) tolerance: Option<f32>,
     /// Write A's logits, residual stream and routing to a safetensors file
     #[arg(long, value_name = "FILE", help_heading = "Comparison")]

@@ -102,6 +102,7 @@ fn demand(args: &LogitsArgs, prompts: &[Vec<u32>]) -> Demand {
 fn likely(model: &Arc<Model<Cpu>>, prompts: &[Vec<u32>], options: &SweepOptions, report: &Report) -> Result<Answer> {
     let mut sweep = Sweep::new(model, prompts, options, false)?;
     sweep.run(&mut ())?;
+    let spilled = sweep.spilled_bytes();
     let mut tops = Vec::new();
     let last = |prompt: usize, position: usize| position + 1 == prompts[prompt].len();
     sweep.each_logits(prompts.len().min(32), last, |prompt, _, row| tops.push((prompt, top_logprobs(row, SHOWN))))?;
@@ -111,7 +112,13 @@ fn likely(model: &Arc<Model<Cpu>>, prompts: &[Vec<u32>], options: &SweepOptions,
             .iter()
             .map(|(p, top)| json!({"ids": prompts[*p], "next": top.iter().map(entry).collect::<Vec<_>>()}))
             .collect();
-        report.json("logits", &json!({"prompts": prompts, "peak_memory": peak_memory()}))?;
+        let fields = json!({
+            "prompts": prompts,
+            "peak_memory": peak_memory(),
+            "weight_bytes_read": model.source().bytes_read(),
+            "spilled_bytes": spilled,
+        });
+        report.json("logits", &fields)?;
         return Ok(Answer::Yes);
     }
     let mut rows = vec![vec!["prompt".to_owned(), "tokens".to_owned(), "next token: log probability".to_owned()]];

@@ -8,6 +8,7 @@
 //! register of 512 bits takes 16 rows. A panel is read from its beginning to its end.
 
 mod kernel;
+mod lines;
 mod pack;
 mod run;
 mod simd;
@@ -19,6 +20,7 @@ mod tests;
 use super::isa::Isa;
 use super::pool::Pool;
 use half::bf16;
+use lines::Lines;
 
 /// Columns of a block of a product of f32 activations (see the module's description of sums).
 pub const BLOCK_F32: usize = 256;
@@ -59,7 +61,7 @@ pub struct Matrix {
     cols: usize,
     weight_type: WeightType,
     /// Panels, of each the steps (a column, or a pair of them), of each the lines of 16 rows. Padded with zeros.
-    lines: Vec<Line>,
+    lines: Lines,
 }
 
 impl Matrix {
@@ -68,9 +70,9 @@ impl Matrix {
     /// # Panics
     /// If its size in bytes does not fit a `usize`.
     pub fn zeros(rows: usize, cols: usize, weight_type: WeightType) -> Self {
-        let mut matrix = Self { rows, cols, weight_type, lines: Vec::new() };
+        let mut matrix = Self { rows, cols, weight_type, lines: Lines::zeros(0) };
         let lines = matrix.panels().checked_mul(matrix.panel_lines()).expect("a matrix fits the address space");
-        matrix.lines = vec![Line([0; LANES]); lines];
+        matrix.lines = Lines::zeros(lines);
         matrix
     }
 
