@@ -1,4 +1,10 @@
-//! Engine.
+//! Runs models of known layer kinds from Hugging Face and Megatron-Core checkpoints. `docs/engine.md` has the formulas.
+//!
+//! [`model::Model`] holds a checkpoint's weights on a [`backend::Backend`], as many as memory allows. [`model::Model::step`]
+//! takes some rows through all layers (decoding); [`sweep::Sweep`] takes all rows through one layer after the other
+//! (logits, evaluation, calibration, models larger than memory). Both run [`layers`], whose weights come by name from
+//! [`longshore_convert::source::Source`]. [`generate`](mod@generate) turns steps into tokens, with [`mtp`] guessing ahead;
+//! [`compare`](mod@compare) runs two models side by side. [`tokenizer`], [`chat`] and [`sample`] stand between text and ids.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 

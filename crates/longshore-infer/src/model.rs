@@ -207,6 +207,25 @@ impl<B: Backend + 'static> Model<B> {
         }
     }
 
+    /// Rows of the output layer without the zeros at its end. A Megatron checkpoint that comes without a config does not say
+    /// how many rows are padding, and a padded row's logit of 0 may win.
+    pub fn trained_rows(&self) -> Result<usize> {
+        const ROWS: u64 = 256;
+        let name = head_name(&self.source);
+        let (hidden, mut end) = (self.config().hidden_size, self.config().vocab_size);
+        while end > 0 {
+            let start = end.saturating_sub(ROWS);
+            let rect = Rect { offsets: vec![start, 0], sizes: vec![end - start, hidden] };
+            let values = self.loader().values_of(name, &rect)?;
+            let used = values.chunks_exact(hidden as usize).rposition(|row| row.iter().any(|&x| x != 0.0));
+            if let Some(last) = used {
+                return Ok(start as usize + last + 1);
+            }
+            end = start;
+        }
+        Ok(self.vocab())
+    }
+
     /// Rows of the embedding, read from the checkpoint: a few kilobytes a token, so the table never takes memory.
     pub fn embed(&self, ids: &[u32]) -> Result<Vec<f32>> {
         let hidden = self.config().hidden_size;

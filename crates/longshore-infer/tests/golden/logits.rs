@@ -291,10 +291,16 @@ fn divergence(want: &[f32], got: &[f32], vocab: usize) -> (f64, f64) {
 
 #[test]
 fn bfloat16_is_no_further_from_float32_than_transformers_own() {
+    for isa in Isa::available() {
+        bfloat16_on(isa);
+    }
+}
+
+fn bfloat16_on(isa: Isa) {
     let (mut ours, mut theirs) = ((0.0, 0.0), (0.0, 0.0));
     for name in MODELS {
         let Some(golden) = Golden::open(name) else { return };
-        let model = model_of(&golden.folder, Precision::Bfloat16, Isa::detect(), 2, Some(golden.dt_min()));
+        let model = model_of(&golden.folder, Precision::Bfloat16, isa, 2, Some(golden.dt_min()));
         for (p, prompt) in golden.prompts().iter().enumerate() {
             let mut sequence = Sequence::new();
             let run = Run { sequence: &mut sequence, ids: prompt, prefill: true, keep_trail: false };
@@ -302,7 +308,10 @@ fn bfloat16_is_no_further_from_float32_than_transformers_own() {
             let want = golden.values(&format!("p{p}.logits.fp32"));
             let a = divergence(&want, &got, model.vocab());
             let b = divergence(&want, &golden.values(&format!("p{p}.logits.bf16")), model.vocab());
-            eprintln!("{name} prompt {p}: KL {:.2e} against {:.2e}, agreement {:.3} against {:.3}", a.0, b.0, a.1, b.1);
+            eprintln!(
+                "{isa:?} {name} prompt {p}: KL {:.2e} against {:.2e}, agreement {:.3} against {:.3}",
+                a.0, b.0, a.1, b.1
+            );
             ours = (ours.0 + a.0, ours.1 + a.1);
             theirs = (theirs.0 + b.0, theirs.1 + b.1);
         }

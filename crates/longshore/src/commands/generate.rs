@@ -33,13 +33,17 @@ pub(super) fn run(args: &GenerateArgs, env: &Env, report: &Report) -> Result<Ans
     let precision = opened.precision;
     let loaded = opened.load(&args.engine, demand, report)?;
     let mtp = args.mtp.then(|| Mtp::load(&loaded.model)).transpose()?;
+    // Without a config of its own, a checkpoint does not say which rows of the vocabulary are padding.
+    let unsaid = loaded.model.source().model.folder.is_none();
+    let rows = if unsaid { loaded.model.trained_rows()? } else { loaded.model.vocab() };
+    let candidates = loaded.tokenizer.as_ref().map_or(rows, |t| rows.min(t.vocab_size()));
     let options = GenerateOptions {
         max_new: args.max_new as usize,
         stop,
         chunk: args.engine.batch_tokens as usize,
         top_logprobs: args.top_logprobs as usize,
         scratch: scratch(&args.engine),
-        candidates: loaded.tokenizer.as_ref().map_or(usize::MAX, Tokenizer::vocab_size),
+        candidates,
     };
 
     let (mut total, mut unlikely) = (Generated::default(), 0);

@@ -1,7 +1,7 @@
 //! Which instruction set the kernels use, found at run time.
 //!
 //! Kernels that compilers vectorize well are written once, as a plain `#[inline(always)]` body, and compiled once per
-//! instruction set by [`per_isa!`]. The bits are the same on all of them: fused multiply-adds are exactly specified, and
+//! instruction set by `per_isa!`. The bits are the same on all of them: fused multiply-adds are exactly specified, and
 //! the bodies fix the order of every sum. What a compiler does not find (matrix products) has intrinsics in `matrix/`.
 
 /// An instruction set, the widest first.

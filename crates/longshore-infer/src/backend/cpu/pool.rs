@@ -2,7 +2,7 @@
 //!
 //! Decoding a token is about a hundred calls of some ten microseconds, so what a call costs counts. Measured on 2 threads of
 //! a virtual Zen 4 with two tasks of 20 microseconds: rayon added 31 microseconds (its threads sleep between calls), this adds
-//! 0.3 to 1. Its threads wait for the next call in a loop for [`SPIN`] before they sleep, and a thread that wakes up too late
+//! 0.3 to 1. Its threads wait for the next call in a loop for `SPIN` before they sleep, and a thread that wakes up too late
 //! for a call is not waited for.
 
 use std::any::Any;
@@ -219,7 +219,7 @@ struct Wait {
 }
 
 impl Wait {
-    /// Pauses for a moment; whether it has been longer than [`SPIN`].
+    /// Pauses for a moment; whether it has been longer than `SPIN`.
     fn is_long(&mut self) -> bool {
         std::hint::spin_loop();
         self.looks += 1;
