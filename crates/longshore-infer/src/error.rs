@@ -38,7 +38,7 @@ pub enum Error {
         prompt: usize,
     },
     /// The budget is too small for one layer and the smallest piece of work.
-    #[error("{what} needs {needed} bytes of memory, {budget} are allowed")]
+    #[error("{what} needs {} of memory, {} are allowed", bytes(*needed), bytes(*budget))]
     Memory {
         /// What needs it.
         what: String,
@@ -59,6 +59,10 @@ pub enum Error {
     /// The model has no MTP layers.
     #[error("the model has no multi-token prediction layers")]
     NoMtp,
+}
+
+fn bytes(n: u64) -> String {
+    if n < 1_000_000 { format!("{n} bytes") } else { format!("{:.1} MB", n as f64 / 1e6) }
 }
 
 /// The result of every fallible function of the engine.

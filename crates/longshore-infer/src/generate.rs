@@ -3,7 +3,7 @@
 use crate::backend::Backend;
 use crate::cache::Sequence;
 use crate::error::Result;
-use crate::model::{Model, Positions, Run};
+use crate::model::{Model, Positions, Run, check_ids};
 use crate::mtp::{Mtp, Speculation};
 use crate::sample::{Sampler, argmax, logprob, top_logprobs};
 use crate::sweep::{Sweep, SweepOptions};
@@ -86,13 +86,14 @@ impl Text {
     }
 }
 
-/// Generates from all `prompts` at once. `on_token(prompt, token)` sees every token when it is known; it answers whether
+/// Generates from all `prompts` at once, each with its own sampler, so that its tokens do not depend on the others.
+/// `on_token(prompt, token)` sees every token when it is known; it answers whether
 /// to go on.
 pub fn generate<B: Backend + 'static>(
     model: &Arc<Model<B>>,
     prompts: &[Vec<u32>],
     options: &GenerateOptions,
-    sampler: &mut Sampler,
+    samplers: &mut [Sampler],
     on_token: &mut dyn FnMut(usize, &Token) -> bool,
 ) -> Result<Generated> {
     let began = Instant::now();
@@ -106,7 +107,7 @@ pub fn generate<B: Backend + 'static>(
     if options.max_new > 0 {
         for (p, text) in texts.iter_mut().enumerate() {
             let logits = &logits[p * vocab..][..candidates];
-            let sampled = sampler.sample(logits, &text.ids);
+            let sampled = samplers[p].sample(logits, &text.ids);
             text.push(sampled.id, sampled.logprob, logits, options);
             out.first_token = if p == 0 { began.elapsed() } else { out.first_token };
             if !on_token(p, &text.tokens[text.tokens.len() - 1]) {
@@ -130,7 +131,7 @@ pub fn generate<B: Backend + 'static>(
         let step = model.step(&mut runs, Positions::Last)?;
         for (p, logits) in running.into_iter().zip(step.logits.chunks_exact(vocab)) {
             let (text, logits) = (&mut texts[p], &logits[..candidates]);
-            let sampled = sampler.sample(logits, &text.ids);
+            let sampled = samplers[p].sample(logits, &text.ids);
             text.push(sampled.id, sampled.logprob, logits, options);
             out.decoded += 1;
             out.decode = decode.elapsed();
@@ -165,7 +166,7 @@ fn prefill<B: Backend + 'static>(
     }
     let mut sequences = Vec::with_capacity(prompts.len());
     for (p, prompt) in prompts.iter().enumerate() {
-        model.check_ids(p, prompt)?;
+        check_ids(model.config().vocab_size, p, prompt)?;
         let mut sequence = Sequence::new();
         let chunks = prompt.chunks(options.chunk.max(1));
         let last = chunks.len() - 1;
@@ -189,7 +190,7 @@ pub fn generate_with_guesses<B: Backend + 'static>(
     on_token: &mut dyn FnMut(usize, &Token) -> bool,
 ) -> Result<Generated> {
     let began = Instant::now();
-    model.check_ids(0, prompt)?;
+    check_ids(model.config().vocab_size, 0, prompt)?;
     let mut out = Generated { prompt_tokens: prompt.len(), ..Generated::default() };
     let mut text = Text { ids: prompt.to_vec(), tokens: Vec::new(), finish: None };
     let mut sequence = Sequence::new();

@@ -137,7 +137,7 @@ mod tests {
         let error = plan(&sizes(), &demand(true), Some(139)).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the state of the prompts and their activations needs 140 bytes of memory, 139 are allowed"
+            "the state of the prompts and their activations needs 140 bytes of memory, 139 bytes are allowed"
         );
         assert!(plan(&sizes(), &demand(true), Some(439)).is_err());
         assert!(plan(&sizes(), &demand(true), Some(440)).is_ok());

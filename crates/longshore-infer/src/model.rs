@@ -197,16 +197,6 @@ impl<B: Backend + 'static> Model<B> {
         self.loader().layer(&self.layers[i].prefix, &self.layers[i].spec)
     }
 
-    /// Checks that every id is a token.
-    pub fn check_ids(&self, prompt: usize, ids: &[u32]) -> Result<()> {
-        let vocab = self.config().vocab_size;
-        match ids.iter().position(|&id| u64::from(id) >= vocab) {
-            Some(position) => Err(Error::Token { prompt, position, id: ids[position], vocab }),
-            None if ids.is_empty() => Err(Error::EmptyPrompt { prompt }),
-            None => Ok(()),
-        }
-    }
-
     /// Rows of the output layer without the zeros at its end. A Megatron checkpoint that comes without a config does not say
     /// how many rows are padding, and a padded row's logit of 0 may win.
     pub fn trained_rows(&self) -> Result<usize> {
@@ -298,7 +288,7 @@ impl<B: Backend + 'static> Model<B> {
     pub fn step(self: &Arc<Self>, runs: &mut [Run<'_, B>], positions: Positions) -> Result<StepOutput<B>> {
         let mut ids = Vec::new();
         for (prompt, run) in runs.iter().enumerate() {
-            self.check_ids(prompt, run.ids)?;
+            check_ids(self.config().vocab_size, prompt, run.ids)?;
             ids.extend_from_slice(run.ids);
         }
         let rows = ids.len();
@@ -375,6 +365,15 @@ impl<B: Backend + 'static> Model<B> {
     /// Layers of the trunk.
     pub fn n_layers(&self) -> usize {
         self.layers.len()
+    }
+}
+
+/// Checks that a prompt has tokens, and that all of them are below `vocab`.
+pub fn check_ids(vocab: u64, prompt: usize, ids: &[u32]) -> Result<()> {
+    match ids.iter().position(|&id| u64::from(id) >= vocab) {
+        Some(position) => Err(Error::Token { prompt, position, id: ids[position], vocab }),
+        None if ids.is_empty() => Err(Error::EmptyPrompt { prompt }),
+        None => Ok(()),
     }
 }
 

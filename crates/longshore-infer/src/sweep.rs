@@ -9,7 +9,7 @@ use crate::backend::Backend;
 use crate::cache::{LayerState, Sequence};
 use crate::error::Result;
 use crate::layers::{Layer, Span};
-use crate::model::{LayerStream, Model, Observer};
+use crate::model::{LayerStream, Model, Observer, check_ids};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -44,7 +44,7 @@ impl<B: Backend + 'static> Sweep<B> {
     /// Begins a pass: embeds the prompts. With `keep`, every prompt's [`Sequence`] is kept for decoding.
     pub fn new(model: &Arc<Model<B>>, prompts: &[Vec<u32>], options: &SweepOptions, keep: bool) -> Result<Self> {
         for (i, ids) in prompts.iter().enumerate() {
-            model.check_ids(i, ids)?;
+            check_ids(model.config().vocab_size, i, ids)?;
         }
         let batches = batches(prompts, options.batch_tokens.max(1));
         let sizes: Vec<usize> = batches.iter().map(|batch| rows(batch) * model.hidden()).collect();

@@ -97,12 +97,16 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of ids. Bytes that are not UTF-8 become U+FFFD.
+    /// The text of ids. Bytes that are not UTF-8 become U+FFFD; ids of the vocabulary that no token has are left out, as
+    /// transformers does.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
+        let mut known = Vec::with_capacity(ids.len());
         for &id in ids {
-            self.check(id)?;
+            known.extend(self.known(id)?.map(|_| id));
         }
-        self.inner.decode(ids, skip_special_tokens).map_err(|error| TokenizerError::Decode { what: error.to_string() })
+        self.inner
+            .decode(&known, skip_special_tokens)
+            .map_err(|error| TokenizerError::Decode { what: error.to_string() })
     }
 
     /// One more than the largest id, added tokens included. A model may have more rows than that, which no token uses.
@@ -125,7 +129,13 @@ impl Tokenizer {
         TextStream::new(self, skip_special_tokens)
     }
 
-    fn check(&self, id: u32) -> Result<String, TokenizerError> {
-        self.token(id).ok_or(TokenizerError::UnknownId { id, vocab_size: self.vocab_size })
+    /// The token of an id; `None` where the vocabulary has a hole.
+    fn known(&self, id: u32) -> Result<Option<String>, TokenizerError> {
+        match self.token(id) {
+            None if id as usize >= self.vocab_size => {
+                Err(TokenizerError::UnknownId { id, vocab_size: self.vocab_size })
+            }
+            token => Ok(token),
+        }
     }
 }

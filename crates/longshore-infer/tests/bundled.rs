@@ -62,8 +62,8 @@ fn transformers_logits_and_tokens_are_ours() {
                 assert!((row[*id] - want).abs() <= 6e-5, "{}: {} instead of {want}", prompt.text, row[*id]);
             }
         }
-        let mut sampler = Sampler::new(Sampling::default()).expect("greedy");
-        let out = generate(&model, &[prompt.ids], &options, &mut sampler, &mut |_, _| true).expect("tokens");
+        let mut samplers = [Sampler::new(Sampling::default()).expect("greedy")];
+        let out = generate(&model, &[prompt.ids], &options, &mut samplers, &mut |_, _| true).expect("tokens");
         let got: Vec<u32> = out.texts[0].0.iter().map(|t| t.id).collect();
         assert_eq!(got, prompt.greedy, "{}", prompt.text);
     }

@@ -2,20 +2,12 @@
 //! shared data is present.
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test's helpers are part of it")]
 
+#[path = "../../longshore-convert/tests/convert/shared_data.rs"]
+mod shared_data;
+
 use longshore_infer::chat::{ChatError, ChatTemplate};
 use serde_json::{Map, Value, json};
-use std::path::{Path, PathBuf};
-
-/// `$LONGSHORE_DATA`, else the folder `shared` beside the repository; where it is absent the test says so.
-fn shared(name: &str) -> Option<PathBuf> {
-    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
-    let path = std::env::var_os("LONGSHORE_DATA").map_or_else(beside, PathBuf::from).join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: shared data not present ({})", path.display());
-    None
-}
+use shared_data::shared;
 
 fn template(source: &str) -> Result<ChatTemplate, ChatError> {
     Ok(ChatTemplate::from_source("test.jinja", source, Map::new())?.with_today(2026, 11, 22))

@@ -13,7 +13,7 @@ use longshore_infer::backend::cpu::{Cpu, Precision};
 use longshore_infer::chat::{ChatError, ChatTemplate};
 use longshore_infer::error::Error as EngineError;
 use longshore_infer::memory::Demand;
-use longshore_infer::model::{Model, ModelOptions};
+use longshore_infer::model::{Model, ModelOptions, check_ids};
 use longshore_infer::tokenizer::{Tokenizer, stop_ids};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -78,16 +78,11 @@ impl Opened {
 
     /// Checks that a prompt has tokens, all of them the model's: before minutes go into reading weights.
     pub(crate) fn check_ids(&self, prompt: usize, ids: &[u32]) -> Result<(), EngineError> {
-        let vocab = self.source.model.config.vocab_size;
-        match ids.iter().position(|&id| u64::from(id) >= vocab) {
-            Some(position) => Err(EngineError::Token { prompt, position, id: ids[position], vocab }),
-            None if ids.is_empty() => Err(EngineError::EmptyPrompt { prompt }),
-            None => Ok(()),
-        }
+        check_ids(self.source.model.config.vocab_size, prompt, ids)
     }
 
-    /// Reads the weights that may stay in memory.
-    pub(crate) fn load(self, args: &EngineArgs, demand: Demand, report: &Report) -> Result<Loaded> {
+    /// Reads the weights that may stay in memory, of which `models` models share what there is.
+    pub(crate) fn load(self, args: &EngineArgs, demand: Demand, models: u64, report: &Report) -> Result<Loaded> {
         let threads = threads(args.threads);
         let dt_min = match args.dt_min {
             None => None,
@@ -97,7 +92,7 @@ impl Opened {
                 Some(stored.ok_or(UsageError::NotInConfig { field: "time_step_min" })? as f32)
             }
         };
-        let memory = args.memory.or_else(free_memory).map(|budget| (budget, demand));
+        let memory = args.memory.or_else(free_memory).map(|budget| (budget / models, demand));
         let backend = Cpu::new(threads, self.precision).context("starting threads")?;
         let config = &self.source.model.config;
         let text = format!(

@@ -58,8 +58,8 @@ impl Conversation {
     }
 
     /// Whether messages are left for another turn.
-    pub(crate) fn goes_on(&self) -> bool {
-        !self.coming.is_empty()
+    pub(crate) fn messages_left(&self) -> usize {
+        self.coming.len()
     }
 
     pub(crate) fn reply(&mut self, text: &str) {

@@ -170,7 +170,7 @@ impl Element for bf16 {
             wide.push(values);
         }
         let products = wide.iter().zip(jobs);
-        let mut products: Vec<_> = products.map(|(x, (_, w, out))| Product { x: &**x, w, out }).collect();
+        let mut products: Vec<_> = products.map(|(x, (_, w, out))| Product { x, w, out }).collect();
         matrix::matmul_f32(&cpu.pool, cpu.isa, &mut products);
     }
 }

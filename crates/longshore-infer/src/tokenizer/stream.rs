@@ -63,7 +63,7 @@ impl<'a> TextStream<'a> {
 
     /// Takes the next id. Answers the text that became certain, if any: whole characters only.
     pub fn push(&mut self, id: u32) -> Result<Option<String>, TokenizerError> {
-        let token = self.tokenizer.check(id)?;
+        let Some(token) = self.tokenizer.known(id)? else { return Ok(None) };
         if self.skip_special_tokens && self.tokenizer.inner.get_added_vocabulary().is_special_token(&token) {
             return Ok(None);
         }

@@ -374,8 +374,8 @@ fn guesses_agree_with_the_reference_and_change_no_token() {
                     scratch: std::env::temp_dir(),
                     candidates: usize::MAX,
                 };
-                let mut sampler = Sampler::new(Sampling::default()).expect("greedy");
-                let plain = generate(&model, std::slice::from_ref(&prompt), &options, &mut sampler, &mut |_, _| true);
+                let mut samplers = [Sampler::new(Sampling::default()).expect("greedy")];
+                let plain = generate(&model, std::slice::from_ref(&prompt), &options, &mut samplers, &mut |_, _| true);
                 let mut seen = Vec::new();
                 let guessed = generate_with_guesses(&model, &mtp, &prompt, &options, &mut |_, token| {
                     seen.push(token.clone());
@@ -408,9 +408,9 @@ fn streamed_layers_give_the_tokens_of_resident_ones() {
     let tight = smallest(&golden.folder, Precision::Float32, &demand(true));
     assert!(roomy.is_resident() && tight.resident_layers().0 == 0);
     for model in [roomy, tight] {
-        let sampling = Sampling { temperature: 0.8, seed: 3, ..Sampling::default() };
-        let mut sampler = Sampler::new(sampling).expect("options");
-        let out = generate(&model, &prompts, &options, &mut sampler, &mut |_, _| true).expect("tokens");
+        let sampling = Sampling { temperature: 0.8, ..Sampling::default() };
+        let mut samplers = [3, 4, 5].map(|seed| Sampler::new(Sampling { seed, ..sampling }).expect("options"));
+        let out = generate(&model, &prompts, &options, &mut samplers, &mut |_, _| true).expect("tokens");
         all.push(out.texts);
     }
     assert_eq!(all[0], all[1]);

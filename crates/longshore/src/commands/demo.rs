@@ -178,9 +178,9 @@ fn generate(folder: &Path) -> Result<(Vec<(u32, u32)>, String)> {
         scratch: std::env::temp_dir(),
         candidates: tokenizer.vocab_size(),
     };
-    let mut sampler = Sampler::new(Sampling::default())?;
+    let mut samplers = [Sampler::new(Sampling::default())?];
     let prompt = tokenizer.encode(PROMPT, true)?;
-    let out = longshore_infer::generate::generate(&model, &[prompt], &options, &mut sampler, &mut |_, _| true)?;
+    let out = longshore_infer::generate::generate(&model, &[prompt], &options, &mut samplers, &mut |_, _| true)?;
     let tokens = &out.texts[0].0;
     let ids: Vec<u32> = tokens.iter().map(|t| t.id).collect();
     Ok((tokens.iter().map(|t| (t.id, t.logprob.to_bits())).collect(), tokenizer.decode(&ids, true)?))

@@ -19,11 +19,13 @@ use serde_json::{Map, Value, json};
 
 pub(super) fn run(args: &GenerateArgs, env: &Env, report: &Report) -> Result<Answer> {
     let checkpoint = path(args.checkpoint.as_ref(), env, &["MLM_MODEL_CKPT", "HF_MODEL_CKPT"], "CKPT")?;
-    let mut sampler = Sampler::new(sampling(args))?;
+    Sampler::new(sampling(args, 0))?;
     let prompts = args.prompts.read(args.prompt.as_ref())?.ok_or(UsageError::NoPrompt)?;
     let opened = Opened::new(&checkpoint.value, &args.engine, env, report)?;
     let template = prompts.iter().any(|p| matches!(p, Prompt::Chat(_))).then(|| opened.template()).transpose()?;
-    let mut texts: Vec<Text> = prompts.into_iter().map(Text::new).collect();
+    // A prompt's random numbers are its own: they do not depend on the prompts before it, or on the batch.
+    let text = |(i, prompt)| Ok(Text::new(prompt, Sampler::new(sampling(args, i))?));
+    let mut texts: Vec<Text> = (0..).zip(prompts).map(text).collect::<Result<_>>()?;
     for (i, text) in texts.iter_mut().enumerate() {
         text.next_turn(args, opened.tokenizer.as_ref(), template.as_ref(), &opened)?;
         text.ids.as_ref().map_or(Ok(()), |ids| opened.check_ids(i, ids))?;
@@ -31,7 +33,7 @@ pub(super) fn run(args: &GenerateArgs, env: &Env, report: &Report) -> Result<Ans
     let demand = demand(args, &texts);
     let stop = if args.ignore_eos { Vec::new() } else { opened.stop_ids()? };
     let precision = opened.precision;
-    let loaded = opened.load(&args.engine, demand, report)?;
+    let loaded = opened.load(&args.engine, demand, 1, report)?;
     let mtp = args.mtp.then(|| Mtp::load(&loaded.model)).transpose()?;
     // Without a config of its own, a checkpoint does not say which rows of the vocabulary are padding.
     let unsaid = loaded.model.source().model.folder.is_none();
@@ -47,7 +49,7 @@ pub(super) fn run(args: &GenerateArgs, env: &Env, report: &Report) -> Result<Ans
     };
 
     let (mut total, mut unlikely) = (Generated::default(), 0);
-    let several = texts.len() > 1 || texts.iter().any(Text::goes_on);
+    let several = texts.len() > 1 || texts.iter().any(|text| text.turns_left() > 0);
     for group in texts.chunks_mut(usize::from(args.batch)) {
         while group.iter().any(|text| text.ids.is_some()) {
             let asked: Vec<usize> = (0..group.len()).filter(|&i| group[i].ids.is_some()).collect();
@@ -56,7 +58,14 @@ pub(super) fn run(args: &GenerateArgs, env: &Env, report: &Report) -> Result<Ans
             let mut on_token = |prompt: usize, token: &Token| printer.token(prompt, token);
             let generated = match &mtp {
                 Some(mtp) => generate_with_guesses(&loaded.model, mtp, &ids[0], &options, &mut on_token),
-                None => generate(&loaded.model, &ids, &options, &mut sampler, &mut on_token),
+                None => {
+                    let mut samplers: Vec<Sampler> = asked.iter().filter_map(|&i| group[i].sampler.take()).collect();
+                    let generated = generate(&loaded.model, &ids, &options, &mut samplers, &mut on_token);
+                    for (&i, sampler) in asked.iter().zip(samplers) {
+                        group[i].sampler = Some(sampler);
+                    }
+                    generated
+                }
             }?;
             printer.finish()?;
             for (&i, (ids, (tokens, finish))) in asked.iter().zip(ids.into_iter().zip(&generated.texts)) {
@@ -83,25 +92,26 @@ pub(super) fn run(args: &GenerateArgs, env: &Env, report: &Report) -> Result<Ans
     finish(args, &texts, &total, precision, report)
 }
 
-fn sampling(args: &GenerateArgs) -> Sampling {
+fn sampling(args: &GenerateArgs, prompt: u64) -> Sampling {
     Sampling {
         temperature: args.temperature,
         top_k: args.top_k as usize,
         top_p: args.top_p,
         min_p: args.min_p,
         repetition_penalty: args.repetition_penalty,
-        seed: args.seed,
+        seed: args.seed.wrapping_add(prompt),
     }
 }
 
-/// What memory has to hold; later turns of a conversation are taken to be as long again as the first.
+/// What memory has to hold; the turns of a conversation are taken to be as long as the longest first one.
 fn demand(args: &GenerateArgs, texts: &[Text]) -> Demand {
     let batch = u64::from(args.batch).min(texts.len() as u64);
     let longest = texts.iter().filter_map(|t| t.ids.as_ref()).map(Vec::len).max().unwrap_or(0) as u64;
+    let turns = texts.iter().map(Text::turns_left).max().unwrap_or(0) as u64 + 1;
     Demand {
         sequences: batch,
-        tokens: longest + u64::from(args.max_new),
-        prompt_tokens: longest * batch,
+        tokens: (longest + u64::from(args.max_new)) * turns,
+        prompt_tokens: longest * turns * batch,
         batch_tokens: u64::from(args.engine.batch_tokens),
         logits: batch,
         decode: true,
@@ -114,16 +124,17 @@ struct Text {
     /// What to read next, if anything.
     ids: Option<Vec<u32>>,
     turns: Vec<Value>,
+    sampler: Option<Sampler>,
 }
 
 impl Text {
-    fn new(prompt: Prompt) -> Self {
-        Self { prompt, ids: None, turns: Vec::new() }
+    fn new(prompt: Prompt, sampler: Sampler) -> Self {
+        Self { prompt, ids: None, turns: Vec::new(), sampler: Some(sampler) }
     }
 
-    /// Whether another turn comes after this one.
-    fn goes_on(&self) -> bool {
-        matches!(&self.prompt, Prompt::Chat(conversation) if conversation.goes_on())
+    /// Messages that come after this turn.
+    fn turns_left(&self) -> usize {
+        if let Prompt::Chat(conversation) = &self.prompt { conversation.messages_left() } else { 0 }
     }
 
     /// Prepares the next turn, if there is one.

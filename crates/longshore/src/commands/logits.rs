@@ -27,24 +27,24 @@ pub(super) fn run(args: &LogitsArgs, env: &Env, report: &Report) -> Result<Answe
     let prompts = prompts(args, &a)?;
     let two = args.b.is_some() || args.precision_b.is_some();
     // Both run in step, so each may take half of the memory.
-    let engine = EngineArgs { memory: args.engine.memory.map(|m| if two { m / 2 } else { m }), ..args.engine.clone() };
+    let models = if two { 2 } else { 1 };
     let b = match &args.b {
         _ if !two => None,
         b => {
-            let engine = EngineArgs { precision: args.precision_b.or(Some(name(a.precision))), ..engine.clone() };
+            let engine = EngineArgs { precision: args.precision_b.or(Some(name(a.precision))), ..args.engine.clone() };
             Some(Opened::new(b.as_ref().unwrap_or(&args.a), &engine, env, report)?)
         }
     };
     let precisions = [Some(a.precision), b.as_ref().map(|b| b.precision)];
     let options = SweepOptions { batch_tokens: args.engine.batch_tokens as usize, scratch: scratch(&args.engine) };
-    let a = a.load(&engine, demand(args, &prompts), report)?.model;
+    let a = a.load(&args.engine, demand(args, &prompts), models, report)?.model;
     if let Some(path) = &args.save {
         save::save(&a, &prompts, &options, path)?;
         report.status("Saved", &path.display().to_string());
     }
     match b {
         Some(b) => {
-            let b = b.load(&engine, demand(args, &prompts), report)?.model;
+            let b = b.load(&args.engine, demand(args, &prompts), models, report)?.model;
             differences(args, [&a, &b], precisions, &prompts, &options, report)
         }
         None => likely(&a, &prompts, &options, report),

@@ -222,6 +222,7 @@ fn add_rows(factors: &[f32], rows: &[f32], width: usize, out: &mut [f32]) {
 }
 
 /// Keys or values as they are stored.
+#[derive(Clone, Copy)]
 enum Stored<'a> {
     Float32(&'a [f32]),
     Bfloat16(&'a [bf16]),
