@@ -18,6 +18,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import machine
@@ -71,8 +72,16 @@ def measure_peer(program, a, model, dtype):
 
 
 def measure_longshore(a, model, dtype):
-    command = [a.longshore, "generate", os.path.join(a.models, model), "--prompt-ids", ",".join(map(str, prompt(a.pp))),
-               "--max-new", str(a.tg), "--ignore-eos", "--precision", dtype, "--threads", str(a.threads), "--json"]
+    """As the peers, it runs the prompt once before the run that counts."""
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+        file.write(2 * (json.dumps({"input_ids": prompt(a.pp)}) + "\n"))
+        file.flush()
+        return run_longshore(a, model, dtype, file.name)
+
+
+def run_longshore(a, model, dtype, prompts):
+    command = [a.longshore, "generate", os.path.join(a.models, model), "--prompt-file", prompts, "--max-new", str(a.tg + 1),
+               "--ignore-eos", "--precision", dtype, "--threads", str(a.threads), "--json"]
     quiet = machine.wait_until_quiet()
     own = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     busy, cpu, start = machine.busy_seconds(), own(), time.monotonic()
@@ -80,9 +89,9 @@ def measure_longshore(a, model, dtype):
     wall, cpu, busy = time.monotonic() - start, own() - cpu, machine.busy_seconds() - busy
     if done.returncode:
         sys.exit(f"longshore failed on {model} {dtype}: {done.stderr[-2000:]}")
-    timings = json.loads(done.stdout)["timings"]
-    return dict(name="longshore", prefill=timings["prefill_tokens_per_second"], decode=timings["decode_tokens_per_second"],
-                quiet=quiet, others=(busy - cpu) / (a.threads * wall))
+    turn = json.loads(done.stdout)["results"][1]["turns"][0]
+    return dict(name="longshore", prefill=a.pp / turn["prefill_seconds"], decode=a.tg / turn["decode_seconds"], quiet=quiet,
+                others=(busy - cpu) / (a.threads * wall))
 
 
 def measure(program, a, model, dtype):

@@ -6,6 +6,7 @@
 //!
 //! A logit that is NaN counts as negative infinity.
 
+use crate::backend::cpu::sum_exp;
 use std::cmp::Ordering;
 
 /// How the next token is chosen. The default is the most likely one.
@@ -186,12 +187,11 @@ pub fn argmax(logits: &[f32]) -> u32 {
 
 /// The logarithm of the sum of all exponentials: what a logit's log probability is less than the logit.
 fn log_sum_exp(logits: &[f32]) -> f64 {
-    let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if !most.is_finite() {
-        return most;
+        return f64::from(most);
     }
-    let sum: f64 = logits.iter().filter(|logit| !logit.is_nan()).map(|&logit| (f64::from(logit) - most).exp()).sum();
-    most + sum.ln()
+    f64::from(most) + sum_exp(logits, most).ln()
 }
 
 /// `infinite` is the number of logits that are positive infinity: they share all probability.
@@ -209,7 +209,7 @@ fn count_infinite(logits: &[f32]) -> usize {
     logits.iter().filter(|&&logit| logit == f32::INFINITY).count()
 }
 
-/// The natural log probability of a token by the softmax of all logits, summed in f64. Negative infinity for an id
+/// The natural log probability of a token by the softmax of all logits. Negative infinity for an id
 /// without a logit.
 pub fn logprob(logits: &[f32], id: u32) -> f32 {
     match logits.get(id as usize) {
@@ -220,9 +220,12 @@ pub fn logprob(logits: &[f32], id: u32) -> f32 {
 
 /// Id and natural log probability of the `n` most likely tokens, the most likely first, equal ones by ascending id.
 pub fn top_logprobs(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
+    if n == 0 {
+        return Vec::new();
+    }
     let before = |a: &u32, b: &u32| order(logits[*b as usize], logits[*a as usize]).then(a.cmp(b));
     let mut ids: Vec<u32> = (0..).take(logits.len()).collect();
-    if n > 0 && n < ids.len() {
+    if n < ids.len() {
         ids.select_nth_unstable_by(n - 1, before);
     }
     ids.truncate(n);

@@ -185,6 +185,13 @@ fn as_products<'a, T>(jobs: &'a mut [Job<'_, T>]) -> Vec<Product<'a, T>> {
     jobs.iter_mut().map(|(x, w, out)| Product { x, w, out }).collect()
 }
 
+/// `sum(exp(x - most))`, where NaN counts as negative infinity.
+pub(crate) fn sum_exp(x: &[f32], most: f32) -> f64 {
+    let mut sum = 0.0;
+    norm::sum_exp(Isa::detect(), x, most, &mut sum);
+    sum
+}
+
 impl Backend for Cpu {
     type Matrix = Matrix;
     type Vector = Vec<f32>;

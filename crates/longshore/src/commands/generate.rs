@@ -70,6 +70,7 @@ pub(super) fn run(args: &GenerateArgs, env: &Env, report: &Report) -> Result<Ans
             printer.finish()?;
             for (&i, (ids, (tokens, finish))) in asked.iter().zip(ids.into_iter().zip(&generated.texts)) {
                 let reply = group[i].answered(&ids, tokens, *finish, loaded.tokenizer.as_ref(), args)?;
+                group[i].timed(&generated);
                 if asked.len() > 1 && !report.is_json() {
                     report.text(&reply)?;
                 }
@@ -216,6 +217,16 @@ impl Text {
             conversation.reply(&reply);
         }
         Ok(reply)
+    }
+}
+
+impl Text {
+    /// Notes the time of the turn just answered, that of its whole batch.
+    fn timed(&mut self, generated: &Generated) {
+        if let Some(Value::Object(turn)) = self.turns.last_mut() {
+            turn.insert("prefill_seconds".into(), json!(generated.prefill.as_secs_f64()));
+            turn.insert("decode_seconds".into(), json!(generated.decode.as_secs_f64()));
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! RMS norms and other work on single rows.
 
 use super::isa::per_isa;
-use super::math::dot;
+use super::math::{self, dot, exp};
 
 /// `out = w * (x * rsqrt(mean(x^2) + eps))`, row by row; everything in float32 (`NemotronHRMSNorm` of transformers, which
 /// multiplies by the weight before it casts).
@@ -79,6 +79,24 @@ per_isa! {
     pub(crate) fn axpy(a: f32, x: &[f32], y: &mut [f32]) = axpy_body;
 }
 
+#[inline(always)]
+fn sum_exp_body(x: &[f32], most: f32, sum: &mut f64) {
+    // Float32 within a block, where 16 lanes add 16 terms each, float64 between blocks.
+    let mut terms = [0.0; 256];
+    for x in x.chunks(256) {
+        let terms = &mut terms[..x.len()];
+        for (term, &x) in terms.iter_mut().zip(x) {
+            *term = if x.is_nan() { 0.0 } else { exp(x - most) };
+        }
+        *sum += f64::from(math::sum(terms));
+    }
+}
+
+per_isa! {
+    /// Adds `sum(exp(x - most))` to `sum`; NaN counts as negative infinity.
+    pub(crate) fn sum_exp(x: &[f32], most: f32, sum: &mut f64) = sum_exp_body;
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::isa::Isa;
@@ -94,6 +112,17 @@ mod tests {
             let mut got = vec![0.0; 111];
             rms_norm(isa, &x, &weight, 1e-5, &mut got);
             assert!(got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn exponentials_add_up() {
+        let x: Vec<f32> = (0..5000).map(|i| (i as f32 * 0.7).sin() * 12.0).chain([f32::NAN]).collect();
+        let want: f64 = x[..5000].iter().map(|&x| (f64::from(x) - 12.0).exp()).sum();
+        for isa in Isa::available() {
+            let mut sum = 0.0;
+            sum_exp(isa, &x, 12.0, &mut sum);
+            assert!((sum / want - 1.0).abs() < 2e-7, "{isa:?}: {sum} and {want}");
         }
     }
 
