@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Layer by layer over a checkpoint several times larger than the budget: peak anonymous memory and bytes read.
 
-    stream.py --longshore PATH --model DIR [--memory 160M] [--prompts 64] [--tokens 256] [--precision bf16]
+    stream.py --longshore PATH --model DIR [--memory 108M] [--prompts 64] [--tokens 256] [--batch-tokens 256]
+              [--precision bf16]
 
 Runs `longshore logits DIR --memory M` on random prompts and reads RssAnon of the process 200 times a second. The last line
 tells whether the peak stayed within the budget plus the largest layer, and how often each byte of the weights was read.
@@ -24,7 +25,8 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--longshore", required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--memory", default="160M")
+    parser.add_argument("--memory", default="108M")
+    parser.add_argument("--batch-tokens", default="256")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--precision", default="bf16")
@@ -70,7 +72,7 @@ def main():
         for _ in range(args.prompts):
             file.write(json.dumps({"input_ids": [random.randrange(vocab) for _ in range(args.tokens)]}) + "\n")
     command = [args.longshore, "logits", args.model, "--prompt-file", file.name, "--memory", args.memory,
-               "--precision", args.precision, "--json", "-q"]
+               "--precision", args.precision, "--batch-tokens", args.batch_tokens, "--json", "-q"]
     began, seen = time.time(), [0]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     watcher = threading.Thread(target=watch, args=(process.pid, seen))
