@@ -36,7 +36,8 @@ impl Opened {
         let base = args.base.as_deref().map(|base| locate::checkpoint(base, env)).transpose()?;
         let source = Source::open(&folder, base.as_deref(), args.allow_unmapped)?;
         for note in &source.model.notes {
-            report.detail("Note", &note.text);
+            // Shown without being asked for: what is inferred or not known of a config may change what is computed.
+            report.note("Note", &note.text);
         }
         let own = source.model.folder.clone().unwrap_or_else(|| source.catalog.folder.clone());
         let companions = match &args.tokenizer {

@@ -67,7 +67,7 @@ fn parse_dt_min(text: &str) -> Result<DtMin, &'static str> {
 pub(crate) struct PromptArgs {
     /// Read the prompt from a file, without its last line end; `-` is standard input. `.jsonl`: one prompt or
     /// conversation a line
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_ids"], aliases = ["file", "prompts"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_ids"], aliases = ["file", "prompts", "data", "prompts-path"])]
     pub(crate) prompt_file: Option<PathBuf>,
     /// The prompt in token ids, e.g. 1,17,42
     #[arg(long, value_name = "IDS", conflicts_with_all = ["prompt", "chat"], value_parser = parse_ids)]
