@@ -4,6 +4,7 @@
 use crate::backend::{Backend, Routing};
 use crate::error::{Error, Result};
 use crate::model::{Model, Observer};
+use crate::sample::argmax;
 use crate::sweep::{Sweep, SweepOptions};
 use std::ops::Range;
 use std::sync::Arc;
@@ -45,6 +46,21 @@ pub struct PromptDifference {
     pub kl_max: f64,
     /// Positions with the same most likely token.
     pub same_top: usize,
+    /// The same, position by position.
+    pub each: Vec<PositionDifference>,
+}
+
+/// At one position of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PositionDifference {
+    /// Largest absolute difference of its logits.
+    pub max: f64,
+    /// Mean absolute difference.
+    pub mean: f64,
+    /// KL(first || second), in nats.
+    pub kl: f64,
+    /// Whether the most likely token is the same.
+    pub same_top: bool,
 }
 
 /// The outcome.
@@ -157,10 +173,15 @@ pub fn compare<B: Backend + 'static>(
                 let (sums, prompt) = &mut all[prompt];
                 sums.add(a, b);
                 let kl = divergence(a, b);
+                let same_top = argmax(a) == argmax(b);
                 prompt.positions += 1;
                 prompt.kl_mean += kl;
                 prompt.kl_max = prompt.kl_max.max(kl);
-                prompt.same_top += usize::from(crate::sample::argmax(a) == crate::sample::argmax(b));
+                prompt.same_top += usize::from(same_top);
+                let mut own = Sums::default();
+                own.add(a, b);
+                let Difference { max, mean, .. } = own.difference();
+                prompt.each.push(PositionDifference { max, mean, kl, same_top });
             }
         }
     }
@@ -176,7 +197,14 @@ pub fn compare<B: Backend + 'static>(
 }
 
 fn nothing() -> PromptDifference {
-    PromptDifference { positions: 0, logits: Difference::default(), kl_mean: 0.0, kl_max: 0.0, same_top: 0 }
+    PromptDifference {
+        positions: 0,
+        logits: Difference::default(),
+        kl_mean: 0.0,
+        kl_max: 0.0,
+        same_top: 0,
+        each: Vec::new(),
+    }
 }
 
 /// KL(softmax(a) || softmax(b)) in nats, in float64. Infinite where NaN or infinity leave it undefined, but for equal rows.

@@ -11,7 +11,7 @@ use crate::prompts::Prompt;
 use crate::report::{Report, peak_memory, table};
 use anyhow::Result;
 use longshore_infer::backend::cpu::{Cpu, Precision};
-use longshore_infer::compare::{Comparison, Difference, compare};
+use longshore_infer::compare::{Comparison, Difference, PositionDifference, compare};
 use longshore_infer::memory::Demand;
 use longshore_infer::model::Model;
 use longshore_infer::sample::top_logprobs;
@@ -203,8 +203,10 @@ fn as_json(result: &Comparison, precisions: [Option<Precision>; 2], worst: f64, 
         .prompts
         .iter()
         .map(|p| {
+            let each =
+                |p: &PositionDifference| json!({"max": p.max, "mean": p.mean, "kl": p.kl, "same_top": p.same_top});
             json!({"positions": p.positions, "logits": difference(&p.logits), "kl_mean": p.kl_mean,
-                   "kl_max": p.kl_max, "same_top": p.same_top})
+                   "kl_max": p.kl_max, "same_top": p.same_top, "each": p.each.iter().map(each).collect::<Vec<_>>()})
         })
         .collect();
     json!({

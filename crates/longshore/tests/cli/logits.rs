@@ -163,3 +163,20 @@ fn batches_and_memory_change_no_bit() {
         assert!(save("b", &more) == expected, "{more:?}");
     }
 }
+
+#[test]
+fn the_object_has_every_position() {
+    let (dir, source) = (Dir::new(), source());
+    let object = object(&dir, &[&source, "--precision-b", "f32"]);
+    for (prompt, positions) in object["prompts"].as_array().expect("a list").iter().zip([5, 23, 40]) {
+        let each = prompt["each"].as_array().expect("a list");
+        assert_eq!((each.len(), &prompt["positions"]), (positions, &json!(positions)));
+        let most = |name: &str| each.iter().filter_map(|p| p[name].as_f64()).fold(0.0, f64::max);
+        assert_eq!(
+            (most("max"), most("kl")),
+            (prompt["logits"]["max"].as_f64().expect("a number"), prompt["kl_max"].as_f64().expect("a number"))
+        );
+        let same = each.iter().filter(|p| p["same_top"] == true).count();
+        assert_eq!(json!(same), prompt["same_top"]);
+    }
+}
