@@ -1,5 +1,5 @@
-//! Buffers that are used again. A layer needs the same sizes as the one before; asking the system for fresh pages every
-//! time cost a tenth of a prompt's time.
+//! Buffers that are used again. A layer needs the same sizes as the one before, and asking the system for fresh pages every
+//! time shows as page faults in a profile.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
