@@ -1,0 +1,1 @@
+//! Which quantizer gets which attributes.
