@@ -19,6 +19,9 @@ pub struct SpecKeys {
     pub norm_states: bool,
     /// Whether attention cores have extra states (megatron-core 0.12 to 0.14).
     pub core_attention_states: bool,
+    /// Whether every expert is a tensor of its own (`experts.7.linear_fc1`), as ModelOpt stores sequential experts, and not
+    /// a slot of one tensor for all of them.
+    pub single_experts: bool,
 }
 
 impl SpecKeys {
@@ -29,8 +32,13 @@ impl SpecKeys {
             norms: options.norms,
             norm_states: options.spec == SpecName::Te || options.norms == NormKeys::Fused,
             core_attention_states: options.core_attention_states,
+            single_experts: false,
         }
     }
+
+    /// The engine's namespace: norms of their own, experts in one tensor.
+    pub const CANONICAL: Self =
+        Self { norms: NormKeys::Separate, norm_states: false, core_attention_states: false, single_experts: false };
 }
 
 /// A supported architecture.
@@ -87,7 +95,7 @@ pub struct RuleRow {
 pub fn rules(name: &str) -> Option<Vec<RuleRow>> {
     let architecture = find(name)?;
     let config = (architecture.example)();
-    let keys = SpecKeys { norms: NormKeys::Fused, norm_states: true, core_attention_states: false };
+    let keys = SpecKeys { norms: NormKeys::Fused, norm_states: true, ..SpecKeys::CANONICAL };
     Some(rule_rows(&(architecture.mapping)(&config, &keys, config.vocab_size)))
 }
 

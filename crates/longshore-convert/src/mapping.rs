@@ -4,6 +4,7 @@
 //! so there is one table per architecture and no inverse to keep in step. Rules are data, written with [`Scope`]'s words;
 //! nothing is a closure or a pattern. See `docs/mapping.md`.
 
+use crate::arch::SpecKeys;
 use crate::options::NormKeys;
 use crate::region::{Region, check_tiling};
 use std::collections::BTreeMap;
@@ -126,10 +127,8 @@ pub struct Scope<'a> {
     pub mc: String,
     /// Where the module lives.
     pub place: Place,
-    /// Names of the pre-norms.
-    pub norms: NormKeys,
-    /// Whether norm modules have an extra state, as Transformer Engine's do.
-    pub norm_states: bool,
+    /// The layout of keys.
+    pub keys: SpecKeys,
 }
 
 /// The rule just written, for what else is true of its Megatron tensors.
@@ -243,37 +242,55 @@ impl Scope<'_> {
         self.rule(names, vec![mc])
     }
 
-    /// `hf(e)` for every expert on the Hugging Face side; one `[experts, …]` tensor on the Megatron side.
+    /// The linear `linear` of every expert, `hf(e)` on the Hugging Face side. On the Megatron side one tensor
+    /// `{mc}.{linear}.weight` of `[experts, …]`, or `{mc}.{e}.{linear}.weight` for each, of which expert tensor parallelism
+    /// cuts `axis`. With the extra states of each expert.
     #[track_caller]
-    pub fn experts(&mut self, hf: impl Fn(u64) -> String, mc: &str, experts: u64, shape: &[u64]) -> Rule<'_> {
+    pub fn experts(
+        &mut self,
+        hf: impl Fn(u64) -> String,
+        mc: &str,
+        linear: &str,
+        experts: u64,
+        shape: &[u64],
+        axis: usize,
+    ) -> Rule<'_> {
         let rule = Location::caller();
         let len: u64 = shape.iter().product();
-        let mc = format!("{}{mc}", self.mc);
-        let stacked = std::iter::once(experts).chain(shape.iter().copied()).collect();
-        self.declare(false, mc.clone(), stacked, true, rule);
-        let mut names = Vec::new();
-        for e in 0..experts {
-            let name = format!("{}{}", self.hf, hf(e));
+        let names: Vec<String> = (0..experts).map(|e| format!("{}{}", self.hf, hf(e))).collect();
+        let mut stored = Vec::new();
+        for (e, name) in (0..experts).zip(&names) {
+            let (tensor, region, whole) = if self.keys.single_experts {
+                self.state(&format!("{mc}.{e}.{linear}"));
+                (format!("{}{mc}.{e}.{linear}.weight", self.mc), Region::all(len), shape.to_vec())
+            } else {
+                self.out.objects.insert(
+                    format!("{}{mc}.{linear}._extra_state/shard_{e}_{experts}", self.mc),
+                    self.place,
+                );
+                let stacked = std::iter::once(experts).chain(shape.iter().copied()).collect();
+                (format!("{}{mc}.{linear}.weight", self.mc), Region::all(len).in_slot(e, experts), stacked)
+            };
+            if self.keys.single_experts || e == 0 {
+                self.declare(false, tensor.clone(), whole, !self.keys.single_experts, rule);
+                stored.push(tensor.clone());
+            }
             self.declare(true, name.clone(), shape.to_vec(), false, rule);
-            self.tie(
-                "experts",
-                (name.clone(), Region::all(len)),
-                (mc.clone(), Region::all(len).in_slot(e, experts)),
-                rule,
-            );
-            names.push(name);
+            self.tie("experts", (name.clone(), Region::all(len)), (tensor, region), rule);
         }
-        self.rule(names, vec![mc])
+        let single = self.keys.single_experts;
+        let rule = self.rule(names, stored);
+        if single { rule.cut(axis) } else { rule }
     }
 
     /// A pre-norm: module `separate` of its own, or fused into the linear `fused_into` (never for `None`).
     #[track_caller]
     pub fn norm(&mut self, hf: &str, separate: &str, fused_into: Option<&str>, hidden: u64) {
         let rule = Location::caller();
-        let (hf, mc) = match (self.norms, fused_into) {
+        let (hf, mc) = match (self.keys.norms, fused_into) {
             (NormKeys::Fused, Some(linear)) => (hf, format!("{linear}.layer_norm_weight")),
             _ => {
-                if self.norm_states {
+                if self.keys.norm_states {
                     self.state(separate);
                 }
                 (hf, format!("{separate}.weight"))
@@ -303,12 +320,5 @@ impl Scope<'_> {
     /// The extra state of a module.
     pub fn state(&mut self, module: &str) {
         self.out.objects.insert(format!("{}{module}._extra_state/shard_0_1", self.mc), self.place);
-    }
-
-    /// The extra states of a module that every expert has.
-    pub fn expert_states(&mut self, module: &str, experts: u64) {
-        for e in 0..experts {
-            self.out.objects.insert(format!("{}{module}._extra_state/shard_{e}_{experts}", self.mc), self.place);
-        }
     }
 }

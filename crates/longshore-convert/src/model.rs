@@ -95,6 +95,7 @@ pub fn spec_keys(catalog: &Catalog) -> SpecKeys {
         norms,
         norm_states: has("pre_mlp_layernorm._extra_state"),
         core_attention_states: has("core_attention._extra_state"),
+        single_experts: catalog.tensors.keys().any(|k| k.contains(".mlp.experts.experts.0.")),
     }
 }
 

@@ -9,7 +9,6 @@ use crate::error::Problem;
 use crate::gather::{BAND, Gather};
 use crate::mapping::Mapping;
 use crate::model::{Model, check_vocabulary, read_manifest, spec_keys, stored_vocab};
-use crate::options::NormKeys;
 use crate::plan::{Note, NoteKind, drop_training_state, open_all, unmapped};
 use crate::region::Region;
 use crate::resolve::{Direction, OpenFiles, Part, Recipe, locate, resolve};
@@ -42,8 +41,7 @@ impl Source {
             Format::TorchDist => torch_dist(&mut catalog, base)?,
         };
         let config = &model.config;
-        let keys = SpecKeys { norms: NormKeys::Separate, norm_states: false, core_attention_states: false };
-        let canonical = (model.architecture.mapping)(config, &keys, config.vocab_size);
+        let canonical = (model.architecture.mapping)(config, &SpecKeys::CANONICAL, config.vocab_size);
         let mut problems = Vec::new();
         let recipes = match catalog.format {
             Format::Safetensors => {

@@ -57,7 +57,7 @@ pub fn mapping(config: &ModelConfig, keys: &SpecKeys, padded_vocab: u64) -> Mapp
 }
 
 fn scope<'a>(out: &'a mut Mapping, keys: &SpecKeys, hf: String, mc: String, place: Place) -> Scope<'a> {
-    Scope { out, hf, mc, place, norms: keys.norms, norm_states: keys.norm_states }
+    Scope { out, hf, mc, place, keys: *keys }
 }
 
 /// One hybrid layer. The trunk and MTP differ only in the two prefixes.
@@ -113,10 +113,8 @@ fn layer(s: &mut Scope<'_>, keys: &SpecKeys, spec: &LayerSpec, h: u64) {
             }
             let up = |e| format!("mixer.experts.{e}.up_proj.weight");
             let down = |e| format!("mixer.experts.{e}.down_proj.weight");
-            s.experts(up, "mlp.experts.experts.linear_fc1.weight", experts, &[expert_ffn, l]);
-            s.experts(down, "mlp.experts.experts.linear_fc2.weight", experts, &[l, expert_ffn]);
-            s.expert_states("mlp.experts.experts.linear_fc1", experts);
-            s.expert_states("mlp.experts.experts.linear_fc2", experts);
+            s.experts(up, "mlp.experts.experts", "linear_fc1", experts, &[expert_ffn, l], 0);
+            s.experts(down, "mlp.experts.experts", "linear_fc2", experts, &[l, expert_ffn], 1);
             s.rename("mixer.shared_experts.up_proj.weight", "mlp.shared_experts.linear_fc1.weight", &[shared_ffn, h])
                 .cut(0);
             s.rename("mixer.shared_experts.down_proj.weight", "mlp.shared_experts.linear_fc2.weight", &[h, shared_ffn])

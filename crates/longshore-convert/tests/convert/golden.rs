@@ -78,6 +78,7 @@ impl KeyList {
         let keys = SpecKeys {
             norms: if self.is_local() { NormKeys::Separate } else { NormKeys::Fused },
             norm_states: !self.is_local(),
+            single_experts: false,
             core_attention_states: self.name.starts_with("0.12") || self.name.starts_with("0.14"),
         };
         let vocab = dims(&self.keys["embedding.word_embeddings.weight"]["shape"])[0];
@@ -142,7 +143,7 @@ fn the_mapping_of_every_golden_tiles_both_sides() {
 fn names_and_shapes_of_hugging_face_are_those_of_transformers() {
     let Some(golden) = shared("golden") else { return };
     for folder in nemotrons(&golden.join("hf")) {
-        let keys = SpecKeys { norms: NormKeys::Fused, norm_states: true, core_attention_states: false };
+        let keys = SpecKeys { norms: NormKeys::Fused, norm_states: true, ..SpecKeys::CANONICAL };
         let model = Model::from_folder(&folder).unwrap();
         let mapping = (model.architecture.mapping)(&model.config, &keys, 512);
         let ours: BTreeMap<_, _> = mapping.hf.into_iter().map(|(n, d)| (n, d.shape)).collect();

@@ -30,7 +30,7 @@ pub(crate) type Fill<'a> = &'a mut dyn FnMut(&Tensor, &mut [u8]);
 
 /// The tensors of a model in the order of a release: the params dtype, but float32 where releases have it.
 pub(crate) fn declared(config: &ModelConfig, params: Dtype) -> Vec<Tensor> {
-    let keys = SpecKeys { norms: NormKeys::Fused, norm_states: true, core_attention_states: false };
+    let keys = SpecKeys { norms: NormKeys::Fused, norm_states: true, ..SpecKeys::CANONICAL };
     let architecture = arch::find(&config.architecture).expect("a supported architecture");
     let mapping = (architecture.mapping)(config, &keys, config.vocab_size);
     let tensor = |name: &String| {
