@@ -1,6 +1,7 @@
 //! Writes the seed corpora, `corpus/TARGET/NAME`, with longshore's own writers: `cargo run --example seeds`.
 
 use longshore_ckpt::safetensors::{header_bytes, index_json};
+use longshore_ckpt::torch_dist::extra_state;
 use longshore_ckpt::torch_dist::item::{Frame, empty_extra_state, object_item};
 use longshore_ckpt::torch_dist::metadata::{self, Metadata};
 use longshore_ckpt::torch_dist::pickle::{Plain, Writer, dump};
@@ -23,6 +24,7 @@ fn main() {
     pickles();
     tables();
     items();
+    extra_states();
     safetensors();
     configs();
     manifests();
@@ -97,6 +99,17 @@ fn items() {
     put("item", "empty-tensor", [Frame::tensor(Dtype::Float32, &[0]).head, Frame::tensor(Dtype::Float32, &[0]).tail(0)].concat());
     put("item", "state", empty_extra_state());
     put("item", "object", object_item(&dump(&Plain::Dict(vec![(text("a"), Plain::Int(1))]))));
+}
+
+/// A quantizer's state, no state, and a tensor that is none.
+fn extra_states() {
+    let shape = Plain::Dict(vec![(text("shape"), Plain::Size(vec![4, 1])), (text("dtype"), Plain::Global("torch".into(), "bfloat16".into()))]);
+    let quantizer = Plain::Dict(vec![(text("_num_bits"), Plain::Tuple(vec![Plain::Int(4), Plain::Int(3)])), (text("_amax"), shape)]);
+    let inner = Plain::Dict(vec![(text("modelopt_quantizer_state"), Plain::Dict(vec![(text("weight_quantizer"), quantizer)]))]);
+    put("extra_state", "quantizer", extra_state::write(&inner));
+    put("extra_state", "small", extra_state::write(&Plain::None));
+    put("extra_state", "empty", empty_extra_state());
+    put("extra_state", "object", object_item(&dump(&Plain::List(vec![text("other")]))));
 }
 
 fn safetensors() {

@@ -54,6 +54,31 @@ pub fn cast(from: Dtype, source: &[u8], to: Dtype, target: &mut [u8]) -> u64 {
     }
 }
 
+/// Widens little-endian floats of at most 32 bits, which is exact.
+///
+/// # Panics
+/// For other types: weights that are quantized are of one of these.
+pub fn widen(from: Dtype, source: &[u8], target: &mut [f32]) {
+    match from {
+        Dtype::Bfloat16 => {
+            for (s, t) in source.as_chunks::<2>().0.iter().zip(target) {
+                *t = f32::from_bits(u32::from(u16::from_le_bytes(*s)) << 16);
+            }
+        }
+        Dtype::Float16 => {
+            for (s, t) in source.as_chunks::<2>().0.iter().zip(target) {
+                *t = f16::from_le_bytes(*s).to_f32();
+            }
+        }
+        Dtype::Float32 => {
+            for (s, t) in source.as_chunks::<4>().0.iter().zip(target) {
+                *t = f32::from_le_bytes(*s);
+            }
+        }
+        _ => panic!("{from} does not widen to float32"),
+    }
+}
+
 fn each<const S: usize, const T: usize>(source: &[u8], target: &mut [u8], f: impl Fn([u8; S]) -> [u8; T]) -> u64 {
     let (source, target) = (source.as_chunks::<S>().0, target.as_chunks_mut::<T>().0);
     for (s, t) in source.iter().zip(target) {

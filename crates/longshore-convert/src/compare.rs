@@ -89,7 +89,7 @@ fn identity(tensor: SourceTensor) -> Recipe {
     let precision = Precision::default();
     let declared =
         Declared { shape: shape.clone(), precision, tp_axis: None, experts: false, place: Place::First, rule };
-    Recipe { name, dtype, shape, parts, declared }
+    Recipe { name, dtype, shape, parts, declared, computed: None }
 }
 
 /// The tensors of `b` under the names of `a`, which has the other format.
@@ -138,7 +138,7 @@ pub(crate) fn surplus(
 ) -> Result<Option<String>> {
     let (name, dtype, shape) = (tensor.name.clone(), tensor.dtype, vec![region.len()]);
     let part = Part { target: Region::all(region.len()), source: Some((Arc::new(tensor), region.clone())) };
-    let recipe = Recipe { name, dtype, shape, parts: vec![part], declared: declared.clone() };
+    let recipe = Recipe { name, dtype, shape, parts: vec![part], declared: declared.clone(), computed: None };
     let width = dtype.size() as usize;
     let mut nonzero = 0;
     bands(&recipe, files, |band| {

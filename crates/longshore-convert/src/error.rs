@@ -25,6 +25,8 @@ pub enum Problem {
     Config { file: String, field: String, what: String },
     /// Values that would be lost: surplus vocabulary rows that are not zero, numbers that the target dtype cannot hold.
     Loss { tensor: String, what: String },
+    /// A weight that cannot be quantized as asked.
+    Quantize { tensor: String, what: String },
     /// An option that does not fit the model.
     Option { option: String, what: String },
 }
@@ -49,6 +51,7 @@ impl std::fmt::Display for Problem {
             Self::Damaged { tensor, file, what } => write!(f, "damaged    {tensor}  in `{file}`: {what}"),
             Self::Config { file, field, what } => write!(f, "config     `{field}` in `{file}`: {what}"),
             Self::Loss { tensor, what } => write!(f, "loss       {tensor}  {what}"),
+            Self::Quantize { tensor, what } => write!(f, "quantize   {tensor}  {what}"),
             Self::Option { option, what } => write!(f, "option     `{option}`: {what}"),
         }
     }

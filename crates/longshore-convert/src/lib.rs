@@ -19,7 +19,9 @@ pub mod mapping;
 pub mod model;
 pub mod options;
 pub mod plan;
+mod produce;
 pub mod progress;
+pub mod quantized;
 pub mod region;
 pub mod resolve;
 pub mod run;
@@ -28,7 +30,7 @@ pub mod verify;
 
 pub use error::{Error, Problem};
 pub use options::{DtypeChoice, ExportOptions, ImportOptions, Layout, NormKeys, SpecName};
-pub use plan::{Plan, plan_export, plan_import};
+pub use plan::{Plan, plan_export, plan_import, plan_quantized_export, plan_quantized_import};
 pub use progress::Progress;
 
 /// The result of every fallible function of this crate.

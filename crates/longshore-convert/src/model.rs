@@ -3,7 +3,7 @@
 use crate::arch::{self, Architecture, SpecKeys};
 use crate::config::{ModelConfig, hf, json, megatron};
 use crate::manifest::{self, Manifest};
-use crate::options::NormKeys;
+use crate::options::{NormKeys, SpecName};
 use crate::plan::{Note, NoteKind};
 use crate::{Error, Result};
 use longshore_ckpt::{Catalog, fs};
@@ -97,6 +97,15 @@ pub fn spec_keys(catalog: &Catalog) -> SpecKeys {
         core_attention_states: has("core_attention._extra_state"),
         single_experts: catalog.tensors.keys().any(|k| k.contains(".mlp.experts.experts.0.")),
     }
+}
+
+/// The module layout that a torch_dist checkpoint was written for: what its arguments say, else what its keys show.
+pub fn spec(catalog: &Catalog) -> SpecName {
+    let keys = spec_keys(catalog);
+    let arguments = catalog.common.as_ref().map(|common| megatron::Args::from_common(common.root()));
+    let local = arguments.as_ref().and_then(|a| a.get("transformer_impl")).map(|name| name.to_string() == "local");
+    let is_local = keys.single_experts || local.unwrap_or(keys.norms == NormKeys::Separate);
+    if is_local { SpecName::Local } else { SpecName::Te }
 }
 
 /// Refuses a vocabulary that no tensor can have, be it a manifest or a table that claims it.

@@ -5,22 +5,45 @@ mod draft;
 mod export;
 mod import;
 mod layout;
+mod recut;
 
 pub(crate) use draft::unmapped;
 pub(crate) use export::drop_training_state;
-pub use export::plan_export;
-pub use import::plan_import;
+pub use export::{plan_export, plan_quantized_export};
+pub use import::{plan_import, plan_quantized_import};
 
 use crate::arch::{RuleRow, location};
 use crate::config::ModelConfig;
 use crate::gather::bands;
-use crate::resolve::{Direction, Recipe, is_float};
+use crate::quantized::overlay::HfForm;
+use crate::quantized::{Calibrated, Quantization};
+use crate::resolve::{Recipe, is_float};
 use crate::{Error, Result, cast};
 use longshore_ckpt::fs::{Identity, ReadFile};
+use longshore_quant::config::QuantConfig;
 use longshore_ckpt::{Catalog, Dtype, Format, Rect};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// What makes a plan's output a quantized checkpoint.
+pub struct Quantized<'a> {
+    /// What every quantizer does.
+    pub quantization: &'a Quantization,
+    /// What was observed; for a plan that is only looked at, nothing yet.
+    pub calibrated: &'a Calibrated,
+    /// The config, as a Megatron checkpoint stores it.
+    pub config: &'a QuantConfig,
+    /// Choices of an export.
+    pub form: HfForm,
+}
+
+impl Quantized<'_> {
+    /// What tells two runs apart that differ in it.
+    fn fingerprint(&self) -> String {
+        format!("{:?} {:?} {:?}", self.quantization, self.calibrated, self.form)
+    }
+}
 
 /// A stored piece of an output tensor.
 #[derive(Debug)]
@@ -87,7 +110,8 @@ pub(crate) enum Content {
 /// A complete, valid plan.
 #[derive(Debug)]
 pub struct Plan {
-    pub(crate) direction: Direction,
+    /// The format that is written.
+    pub(crate) target: Format,
     pub(crate) catalog: Catalog,
     /// What the source files were when the plan was made.
     pub(crate) identities: Vec<(PathBuf, Identity)>,

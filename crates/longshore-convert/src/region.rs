@@ -49,6 +49,18 @@ impl Region {
         self
     }
 
+    /// The same rows of a tensor of rows of `to` elements in place of `from`: where a weight's rows lie, their scales lie
+    /// too. `None` where the region cuts rows.
+    pub fn with_row_len(&self, from: u64, to: u64) -> Option<Self> {
+        let last = self.dims.len() - 1;
+        let rescale = |n: u64| n.is_multiple_of(from).then(|| n / from * to);
+        let mut region = self.clone();
+        region.dims[last] = rescale(self.dims[last])?;
+        region.rect.offsets[last] = rescale(self.rect.offsets[last])?;
+        region.rect.sizes[last] = rescale(self.rect.sizes[last])?;
+        Some(region)
+    }
+
     /// Elements of the whole tensor.
     pub fn tensor_len(&self) -> u64 {
         self.dims.iter().product()
@@ -160,6 +172,14 @@ mod tests {
         assert_eq!(check_tiling(24, [&q, &k, &v, &k]).unwrap_err(), "two rules name element 6");
         assert_eq!(check_tiling(24, [&q, &k]).unwrap_err(), "no rule names elements 9 to 12");
         assert!(check_tiling(25, [&q]).unwrap_err().contains("has 25"));
+    }
+
+    #[test]
+    fn rows_of_another_length_lie_in_the_same_places() {
+        let keys = Region::grouped(2, 4, 2..3, 3 * 5);
+        assert_eq!(keys.with_row_len(5, 2), Some(Region::grouped(2, 4, 2..3, 3 * 2)));
+        assert_eq!(Region::all(15).with_row_len(5, 1), Some(Region::all(3)));
+        assert_eq!(Region::rows(3, 0..1, 5).with_row_len(2, 1), None, "rows of 5 are no rows of 2");
     }
 
     #[test]

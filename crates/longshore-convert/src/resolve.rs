@@ -6,6 +6,7 @@ use crate::Result;
 use crate::arch::location;
 use crate::error::Problem;
 use crate::mapping::{Declared, Mapping, Precision};
+use crate::quantized::encode::{Encoding, Output};
 use crate::region::Region;
 use longshore_ckpt::fs::ReadFile;
 use longshore_ckpt::{Catalog, Dtype, Extent, Format, Rect, torch_dist};
@@ -35,7 +36,7 @@ pub struct SourceTensor {
 }
 
 /// A part of an output tensor.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Part {
     /// The elements of the output tensor.
     pub target: Region,
@@ -44,7 +45,7 @@ pub struct Part {
 }
 
 /// An output tensor and where its elements come from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Recipe {
     /// Name.
     pub name: String,
@@ -56,6 +57,19 @@ pub struct Recipe {
     pub parts: Vec<Part>,
     /// What the table declares about it.
     pub declared: Declared,
+    /// What it is made of, where it is not a copy: it then has no parts.
+    pub computed: Option<Computed>,
+}
+
+/// Where the bytes of a tensor come from that is not copied.
+#[derive(Debug, Clone)]
+pub enum Computed {
+    /// They are known.
+    Bytes(Arc<[u8]>),
+    /// From a weight, while they are written.
+    Encoded(Arc<Encoding>, Output),
+    /// One tensor after the other, on a new leading axis.
+    Joined(Vec<Recipe>),
 }
 
 impl Recipe {
@@ -86,6 +100,13 @@ impl Recipe {
     /// Distinct source names, in order of first use.
     pub fn sources(&self) -> Vec<&str> {
         let mut names: Vec<&str> = Vec::new();
+        let computed: Vec<&str> = match &self.computed {
+            Some(Computed::Encoded(encoding, _)) => encoding.weight.recipes().flat_map(Self::sources).collect(),
+            Some(Computed::Joined(each)) => each.iter().flat_map(Self::sources).collect(),
+            Some(Computed::Bytes(_)) | None => Vec::new(),
+        };
+        names.extend(computed);
+        names.dedup();
         for (source, _) in self.parts.iter().filter_map(|p| p.source.as_ref()) {
             if !names.contains(&source.name.as_str()) {
                 names.push(&source.name);
@@ -167,6 +188,7 @@ pub fn resolve(mapping: &Mapping, catalog: &Catalog, direction: Direction, dtype
             shape: declared.shape.clone(),
             parts,
             declared: declared.clone(),
+            computed: None,
         };
         if recipe.parts.is_empty() {
             continue;

@@ -3,18 +3,18 @@
 //! One data file is written front to back by one thread, so its checksum runs in order, nothing is locked, and a run that
 //! was interrupted resumes with the files that were finished.
 
-use crate::gather::{BAND, Gather};
+use crate::gather::BAND;
 use crate::manifest::{self, Manifest};
 use crate::model::read_manifest;
 use crate::plan::{Item, OutFile, Plan, open_all};
+use crate::produce::Producer;
 use crate::progress::Progress;
-use crate::resolve::Direction;
 use crate::{Error, Result};
 use crc32fast::Hasher;
 use longshore_ckpt::fs::{self, Identity, ReadFile, SeqWriter, Staging};
 use longshore_ckpt::torch_dist::item::Frame;
 use longshore_ckpt::torch_dist::metadata::{self, Metadata};
-use longshore_ckpt::{Rect, torch_dist};
+use longshore_ckpt::{Format, Rect, torch_dist};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -85,7 +85,7 @@ pub fn execute(plan: &Plan, options: &RunOptions, progress: &dyn Progress) -> Re
     for small in &plan.small {
         files.push(write_small(plan, &staging, &small.name, &small.bytes()?)?);
     }
-    if plan.direction == Direction::Import {
+    if plan.target == Format::TorchDist {
         files.push(write_small(plan, &staging, ".metadata", &metadata::write(&torch_metadata(plan)))?);
     }
     files.extend(finished.values().map(|f| manifest::File { name: f.file.clone(), size: f.size, crc32: f.crc32 }));
@@ -164,7 +164,8 @@ fn report(plan: &Plan, manifest: &Manifest, resumed: u64, already_complete: bool
     }
 }
 
-fn check_destination(plan: &Plan, force: bool) -> Result<()> {
+/// Refuses a destination that a run would refuse: before hours of computing.
+pub fn check_destination(plan: &Plan, force: bool) -> Result<()> {
     let path = &plan.destination;
     let refuse = |what: &str| Err(Error::Destination { path: path.clone(), what: what.into() });
     if !fs::exists(path) {
@@ -313,12 +314,12 @@ fn write_file(
                 if let Some(frame) = &frame {
                     put(&mut writer, &frame.head)?;
                 }
-                let mut gather = Gather::new(recipe, &chunk.rect);
+                let mut producer = Producer::new(recipe, &chunk.rect);
                 let mut payload = Hasher::new();
                 let mut left = chunk.rect.len() * recipe.dtype.size();
                 while left > 0 {
                     let part = &mut band[..left.min(BAND as u64) as usize];
-                    let overflows = gather.fill(sources, part)?;
+                    let overflows = producer.fill(sources, part)?;
                     if overflows > 0 {
                         let what = format!("{overflows} values are too large for {}", recipe.dtype);
                         let problem = crate::Problem::Loss { tensor: recipe.name.clone(), what };
@@ -345,7 +346,7 @@ fn write_file(
 
 /// The zip archive around a chunk; safetensors has none.
 fn frame(plan: &Plan, recipe: usize, rect: &Rect) -> Option<Frame> {
-    (plan.direction == Direction::Import).then(|| Frame::tensor(plan.recipes[recipe].dtype, &rect.sizes))
+    (plan.target == Format::TorchDist).then(|| Frame::tensor(plan.recipes[recipe].dtype, &rect.sizes))
 }
 
 /// The `.metadata` of the planned files.

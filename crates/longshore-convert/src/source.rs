@@ -144,7 +144,7 @@ fn hugging_face(catalog: &Catalog, base: Option<&Path>) -> Result<(Model, u64)> 
 }
 
 /// The model and the number of vocabulary rows that the checkpoint stores.
-fn torch_dist(catalog: &mut Catalog, base: Option<&Path>) -> Result<(Model, u64)> {
+pub(crate) fn torch_dist(catalog: &mut Catalog, base: Option<&Path>) -> Result<(Model, u64)> {
     let manifest = read_manifest(&catalog.folder)?;
     let mut model = Model::from_torch_dist(catalog, base)?;
     model.settle_mtp(catalog.tensors.keys(), 1);
@@ -197,6 +197,7 @@ fn identities(
                     shape: declared.shape.clone(),
                     parts: vec![Part { target: Region::all(len), source: Some((Arc::new(tensor), region)) }],
                     declared: declared.clone(),
+                    computed: None,
                 });
             }
             Err(problem) => problems.push(problem),

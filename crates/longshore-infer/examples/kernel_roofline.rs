@@ -6,7 +6,7 @@
 
 use half::bf16;
 use longshore_infer::backend::cpu::isa::Isa;
-use longshore_infer::backend::cpu::matrix::{Matrix, Product, WeightType, matmul_bf16, matmul_f32};
+use longshore_infer::backend::cpu::matrix::{Matrix, Product, RowScales, WeightType, matmul_bf16, matmul_f32};
 use longshore_infer::backend::cpu::pool::Pool;
 use serde_json::{Map, Value, json};
 use std::hint::black_box;
@@ -33,8 +33,25 @@ fn matrix(rows: usize, cols: usize, weight_type: WeightType) -> Matrix {
     let row: Vec<u8> = match weight_type {
         WeightType::Float32 => (0..cols).flat_map(|i| (0.001 * (i % 97) as f32).to_le_bytes()).collect(),
         WeightType::Bfloat16 => (0..cols).flat_map(|i| bf16::from_f32(0.001 * (i % 97) as f32).to_le_bytes()).collect(),
+        _ => (0..weight_type.row_size(cols).expect("a row is small")).map(|i| (i % 127) as u8).collect(),
     };
     (0..rows).for_each(|r| matrix.pack_rows(r, &row));
+    match weight_type {
+        WeightType::E4m3Squares => {
+            let scales = vec![0.5; rows.div_ceil(128) * cols.div_ceil(128)];
+            matrix.pack_scales(0, RowScales::Float32(&scales));
+        }
+        WeightType::Int4 { block } => {
+            matrix.pack_scales(0, RowScales::Float32(&vec![0.5; rows * cols.div_ceil(block)]));
+        }
+        WeightType::Nvfp4 { block } => {
+            matrix.pack_scales(0, RowScales::Bytes(&vec![0x38; rows * cols.div_ceil(block)]));
+        }
+        WeightType::Mxfp8 | WeightType::Mxfp4 => {
+            matrix.pack_scales(0, RowScales::Bytes(&vec![127; rows * cols.div_ceil(32)]));
+        }
+        _ => {}
+    }
     matrix
 }
 
@@ -71,6 +88,26 @@ fn seconds(pool: &Pool, isa: Isa, m: usize, matrices: &[Matrix], single: bool) -
         }
         black_box(&out);
     })
+}
+
+/// Decoding and prompts with one type of weights, with bf16 and with f32 activations. Bytes are those of the matrices, scales
+/// included; rows per microsecond compare types.
+fn quantized(pool: &Pool, isa: Isa, weight_type: WeightType) -> Value {
+    let (count, rows, cols) = STEP;
+    let matrices: Vec<_> = (0..count).map(|_| matrix(rows, cols, weight_type)).collect();
+    let bytes = matrices.iter().map(Matrix::bytes).sum::<usize>() as f64;
+    let mut kind = Map::new();
+    for (activations, single) in [("bf16", false), ("f32", true)] {
+        for m in [1, 4, 8] {
+            let seconds = seconds(pool, isa, m, &matrices, single);
+            kind.insert(format!("{activations}_gemv_m{m}_gb_s"), json!(bytes / seconds / 1e9));
+            kind.insert(format!("{activations}_gemv_m{m}_rows_us"), json!((count * rows) as f64 / seconds / 1e6));
+        }
+        let flops = (2 * 256 * rows * cols) as f64;
+        let speed = flops / seconds(pool, isa, 256, &matrices[..1], single) / 1e9;
+        kind.insert(format!("{activations}_gemm_m256_gflops"), json!(speed));
+    }
+    Value::Object(kind)
 }
 
 fn main() {
@@ -129,6 +166,18 @@ fn main() {
             kind.insert(format!("gemv_m{m}_gb_s"), json!(speed));
         }
         report.insert(name.into(), Value::Object(kind));
+    }
+    for (name, weight_type) in [
+        ("bf16", WeightType::Bfloat16),
+        ("e4m3", WeightType::E4m3),
+        ("e4m3_squares", WeightType::E4m3Squares),
+        ("int8", WeightType::Int8),
+        ("int4_128", WeightType::Int4 { block: 128 }),
+        ("nvfp4", WeightType::Nvfp4 { block: 16 }),
+        ("mxfp8", WeightType::Mxfp8),
+        ("mxfp4", WeightType::Mxfp4),
+    ] {
+        report.insert(format!("quantized_{name}"), quantized(&pool, isa, weight_type));
     }
     report.insert("read_again_gb_s".into(), json!(read(&pool)));
     let data = vec![1; 4096 * 4096 * 2];

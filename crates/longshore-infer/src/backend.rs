@@ -7,7 +7,11 @@
 
 pub mod cpu;
 
+use crate::error::Result;
 use crate::layers::{AttentionWeights, MambaWeights, MoeWeights};
+use crate::quantized::InputQuantizer;
+use crate::site::Site;
+use crate::stats::{InputStats, StatsWanted};
 use longshore_ckpt::Dtype;
 use std::ops::Range;
 
@@ -41,6 +45,60 @@ pub struct Routing {
     pub experts: Vec<u32>,
     /// Their weights, scaled, `[tokens, top_k]`.
     pub weights: Vec<f32>,
+}
+
+/// Rows that a linear (all experts' linears of a projection) is about to read, before any quantization.
+pub struct Inputs<'a, B: Backend> {
+    /// The linear.
+    pub site: Site,
+    /// The rows. In bfloat16 they are rounded when the product reads them, not here.
+    pub rows: &'a B::Buffer,
+    /// Number of rows.
+    pub count: usize,
+    /// Which of them are whose, of routed experts.
+    pub experts: Option<ExpertRows<'a>>,
+}
+
+/// The rows of each routed expert.
+#[derive(Clone, Copy)]
+pub struct ExpertRows<'a> {
+    /// First of each expert, and the end.
+    pub starts: &'a [usize],
+    /// Which row of the buffer each is; `None`: the buffer has them in this order.
+    pub rows: Option<&'a [usize]>,
+    /// Router weight of each; `None` where tokens were sent to experts that they did not choose.
+    pub weights: Option<&'a [f32]>,
+}
+
+impl ExpertRows<'_> {
+    /// Expert and row of the buffer, expert by expert.
+    pub fn each(self) -> impl Iterator<Item = (usize, usize)> {
+        let experts = self.starts.windows(2).enumerate();
+        experts.flat_map(move |(e, w)| (w[0]..w[1]).map(move |i| (e, self.rows.map_or(i, |rows| rows[i]))))
+    }
+}
+
+/// Sees what the linears of a layer read.
+pub trait Probe<B: Backend> {
+    /// Whether the inputs of `site` are wanted.
+    fn wants(&self, site: Site) -> bool;
+    /// Whether routed experts are to be shown all tokens. The layer's result is that of the true routing.
+    fn all_experts(&self) -> bool {
+        false
+    }
+    /// Inputs of a linear. An error ends the pass.
+    fn inputs(&mut self, backend: &B, inputs: &Inputs<'_, B>) -> Result<()>;
+}
+
+/// Sees nothing.
+impl<B: Backend> Probe<B> for () {
+    fn wants(&self, _: Site) -> bool {
+        false
+    }
+
+    fn inputs(&mut self, _: &B, _: &Inputs<'_, B>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A device that runs models.
@@ -89,6 +147,15 @@ pub trait Backend: Sized + Send + Sync {
     fn linear(&self, x: &Self::Buffer, weight: &Self::Matrix, out: &mut Self::Buffer);
     /// `residual += x`, rounded as the precision asks.
     fn add(&self, x: &Self::Buffer, residual: &mut Self::Buffer);
+    /// Quantized and dequantized rows.
+    fn fake_quantize(&self, x: &Self::Buffer, quantizer: &InputQuantizer) -> Self::Buffer;
+    /// Adds rows to the statistics of a linear's input, as the product will read them. A value that is not finite makes
+    /// `amax` not finite.
+    fn observe(&self, inputs: &Inputs<'_, Self>, wanted: StatsWanted, stats: &mut InputStats);
+    /// Some columns of all rows, side by side.
+    fn columns(&self, x: &Self::Buffer, columns: &[Range<usize>]) -> Self::Buffer;
+    /// Puts back what [`Backend::columns`] took.
+    fn set_columns(&self, x: &mut Self::Buffer, columns: &[Range<usize>], values: &Self::Buffer);
     /// `[a | b]`, row by row.
     fn concatenate(&self, a: &Self::Buffer, b: &Self::Buffer) -> Self::Buffer;
     /// `max(x, 0)^2` in place.
@@ -111,6 +178,12 @@ pub trait Backend: Sized + Send + Sync {
         segments: &mut [Segment<'_, Self::KvState>],
         out: &mut Self::Buffer,
     );
-    /// The whole mixture of experts: router, experts, shared expert.
-    fn moe(&self, weights: &MoeWeights<Self>, u: &Self::Buffer, out: &mut Self::Buffer) -> Routing;
+    /// The whole mixture of experts: router, experts, shared expert. Errors are the probe's.
+    fn moe(
+        &self,
+        weights: &MoeWeights<Self>,
+        u: &Self::Buffer,
+        out: &mut Self::Buffer,
+        probe: &mut dyn Probe<Self>,
+    ) -> Result<Routing>;
 }

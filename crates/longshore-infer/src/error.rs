@@ -56,6 +56,28 @@ pub enum Error {
         /// Their shapes.
         what: String,
     },
+    /// A linear or a quantizer that the model does not have, or whose state does not fit it.
+    #[error("quantization of `{module}`: {what}")]
+    QuantState {
+        /// Its module path.
+        module: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A tensor cannot be quantized as its quantizer says.
+    #[error("quantization of `{module}`: {error}")]
+    Quantize {
+        /// The linear's or the quantizer's module path.
+        module: String,
+        /// Why.
+        error: longshore_quant::Error,
+    },
+    /// An activation that has no amax.
+    #[error("the input of `{module}` has values that are not finite")]
+    NotFinite {
+        /// The linear's module path.
+        module: String,
+    },
     /// The model has no MTP layers.
     #[error("the model has no multi-token prediction layers")]
     NoMtp,

@@ -2,19 +2,63 @@
 //!
 //! The formulas are in `docs/engine.md`. Names of weights are Megatron's.
 
-use crate::backend::{Backend, MambaOptions, Routing, Segment};
+use crate::backend::{Backend, Inputs, MambaOptions, Probe, Routing, Segment};
 use crate::cache::LayerState;
+use crate::error::Result;
+use crate::quantized::InputQuantizer;
+use crate::site::Site;
 use longshore_convert::config::{Attention, Mamba, Mlp, Moe};
 use std::ops::Range;
+
+/// A linear without bias.
+pub struct Linear<B: Backend> {
+    /// `[out, in]`.
+    pub matrix: B::Matrix,
+    /// What its input goes through first.
+    pub input: Option<Box<InputQuantizer>>,
+}
+
+impl<B: Backend> Linear<B> {
+    /// `out = q(x) W^T`.
+    pub fn forward(&self, backend: &B, x: &B::Buffer, out: &mut B::Buffer) {
+        match &self.input {
+            Some(quantizer) => backend.linear(&backend.fake_quantize(x, quantizer), &self.matrix, out),
+            None => backend.linear(x, &self.matrix, out),
+        }
+    }
+
+    /// The same, with the input shown to the probe first.
+    fn shown(
+        &self,
+        backend: &B,
+        site: Site,
+        x: &B::Buffer,
+        out: &mut B::Buffer,
+        rows: usize,
+        probe: &mut dyn Probe<B>,
+    ) -> Result<()> {
+        show(backend, probe, site, x, rows)?;
+        self.forward(backend, x, out);
+        Ok(())
+    }
+}
+
+/// The same linear of all routed experts.
+pub struct ExpertLinears<B: Backend> {
+    /// `[out, in]` of each expert.
+    pub matrices: Vec<B::Matrix>,
+    /// What the input of all of them goes through first.
+    pub input: Option<Box<InputQuantizer>>,
+}
 
 /// Weights of a Mamba-2 mixer.
 pub struct MambaWeights<B: Backend> {
     /// Sizes.
     pub spec: Mamba,
     /// `[z | x | B | C | dt, hidden]`.
-    pub in_proj: B::Matrix,
+    pub in_proj: Linear<B>,
     /// `[hidden, inner]`.
-    pub out_proj: B::Matrix,
+    pub out_proj: Linear<B>,
     /// Kernel of the convolution, `[groups, conv_kernel, x | B | C of the group]`; the last of the kernel is that of the
     /// current token.
     pub conv: B::Vector,
@@ -35,9 +79,11 @@ pub struct AttentionWeights<B: Backend> {
     /// Sizes.
     pub spec: Attention,
     /// For each key/value head: its query heads, its key, its value; `[(heads + 2 kv_heads) * head_dim, hidden]`.
-    pub qkv: B::Matrix,
+    pub qkv: Linear<B>,
     /// `[hidden, heads * head_dim]`.
-    pub proj: B::Matrix,
+    pub proj: Linear<B>,
+    /// What queries, keys and values go through before attention and the cache.
+    pub operands: [Option<Box<InputQuantizer>>; 3],
 }
 
 /// Weights of a dense MLP.
@@ -45,9 +91,9 @@ pub struct MlpWeights<B: Backend> {
     /// Sizes.
     pub spec: Mlp,
     /// `[ffn, hidden]`.
-    pub fc1: B::Matrix,
+    pub fc1: Linear<B>,
     /// `[hidden, ffn]`.
-    pub fc2: B::Matrix,
+    pub fc2: Linear<B>,
 }
 
 /// Weights of a mixture of experts.
@@ -59,15 +105,17 @@ pub struct MoeWeights<B: Backend> {
     /// Added to the scores for the choice of experts alone, `[experts]`.
     pub expert_bias: B::Vector,
     /// Down and up projection around the routed experts, `[latent, hidden]` and `[hidden, latent]`.
-    pub latent: Option<(B::Matrix, B::Matrix)>,
+    pub latent: Option<(Linear<B>, Linear<B>)>,
     /// `[expert_ffn, latent or hidden]` of each expert.
-    pub fc1: Vec<B::Matrix>,
+    pub fc1: ExpertLinears<B>,
     /// `[latent or hidden, expert_ffn]` of each expert.
-    pub fc2: Vec<B::Matrix>,
+    pub fc2: ExpertLinears<B>,
+    /// Whether router weights are multiplied before `fc2` (see [`crate::quantized::RoutedFc2`]).
+    pub weight_before_fc2: bool,
     /// `[shared_ffn, hidden]`.
-    pub shared_fc1: B::Matrix,
+    pub shared_fc1: Linear<B>,
     /// `[hidden, shared_ffn]`.
-    pub shared_fc2: B::Matrix,
+    pub shared_fc2: Linear<B>,
 }
 
 /// The mixer of a layer.
@@ -112,7 +160,8 @@ impl<B: Backend> Layer<B> {
         }
     }
 
-    /// Adds the layer's output to `hidden`, `[tokens, hidden_size]`. The routing of a MoE layer is returned.
+    /// Adds the layer's output to `hidden`, `[tokens, hidden_size]`. The routing of a MoE layer is returned; the probe sees
+    /// what the linears read. Errors are the probe's.
     pub fn forward(
         &self,
         backend: &B,
@@ -120,7 +169,8 @@ impl<B: Backend> Layer<B> {
         hidden: &mut B::Buffer,
         shape: (usize, usize),
         spans: &mut [Span<'_, B>],
-    ) -> Option<Routing> {
+        probe: &mut dyn Probe<B>,
+    ) -> Result<Option<Routing>> {
         let (rows, width) = shape;
         let mut u = backend.buffer(rows, width);
         backend.rms_norm(hidden, &self.norm, options.eps, &mut u);
@@ -131,30 +181,69 @@ impl<B: Backend> Layer<B> {
                 let Mamba { heads, head_dim, groups, state, .. } = w.spec;
                 let inner = heads * head_dim;
                 let mut projected = backend.buffer(rows, (2 * inner + 2 * groups * state + heads) as usize);
-                backend.linear(&u, &w.in_proj, &mut projected);
+                w.in_proj.shown(backend, Site::MambaIn, &u, &mut projected, rows, probe)?;
                 let mut mixed = backend.buffer(rows, inner as usize);
                 backend.mamba(w, options, &projected, &mut mamba_segments(spans), &mut mixed);
-                backend.linear(&mixed, &w.out_proj, &mut out);
+                w.out_proj.shown(backend, Site::MambaOut, &mixed, &mut out, rows, probe)?;
             }
             Mixer::Attention(w) => {
                 let Attention { heads, kv_heads, head_dim } = w.spec;
                 let mut qkv = backend.buffer(rows, ((heads + 2 * kv_heads) * head_dim) as usize);
-                backend.linear(&u, &w.qkv, &mut qkv);
+                w.qkv.shown(backend, Site::Qkv, &u, &mut qkv, rows, probe)?;
+                w.operands(backend, &mut qkv, rows, probe)?;
                 let mut mixed = backend.buffer(rows, (heads * head_dim) as usize);
                 backend.attention(w, &qkv, &mut kv_segments(spans), &mut mixed);
-                backend.linear(&mixed, &w.proj, &mut out);
+                w.proj.shown(backend, Site::Proj, &mixed, &mut out, rows, probe)?;
             }
             Mixer::Mlp(w) => {
                 let mut inner = backend.buffer(rows, w.spec.ffn as usize);
-                backend.linear(&u, &w.fc1, &mut inner);
+                w.fc1.shown(backend, Site::Fc1, &u, &mut inner, rows, probe)?;
                 backend.relu_squared(&mut inner);
-                backend.linear(&inner, &w.fc2, &mut out);
+                w.fc2.shown(backend, Site::Fc2, &inner, &mut out, rows, probe)?;
             }
-            Mixer::Moe(w) => routing = Some(backend.moe(w, &u, &mut out)),
+            Mixer::Moe(w) => routing = Some(backend.moe(w, &u, &mut out, probe)?),
         }
         backend.add(&out, hidden);
-        routing
+        Ok(routing)
     }
+}
+
+impl<B: Backend> AttentionWeights<B> {
+    /// Shows and quantizes queries, keys and values.
+    fn operands(&self, backend: &B, qkv: &mut B::Buffer, rows: usize, probe: &mut dyn Probe<B>) -> Result<()> {
+        let Attention { heads, kv_heads, head_dim } = self.spec;
+        let (dim, queries) = (head_dim as usize, (heads / kv_heads * head_dim) as usize);
+        let parts = [(Site::Query, 0..queries), (Site::Key, queries..queries + dim)];
+        let parts = parts.into_iter().chain([(Site::Value, queries + dim..queries + 2 * dim)]);
+        for ((site, part), quantizer) in parts.zip(&self.operands) {
+            if quantizer.is_none() && !probe.wants(site) {
+                continue;
+            }
+            let group = |g: usize| g * (queries + 2 * dim);
+            let columns: Vec<Range<usize>> =
+                (0..kv_heads as usize).map(|g| group(g) + part.start..group(g) + part.end).collect();
+            let values = backend.columns(qkv, &columns);
+            show(backend, probe, site, &values, rows)?;
+            if let Some(quantizer) = quantizer {
+                backend.set_columns(qkv, &columns, &backend.fake_quantize(&values, quantizer));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Shows the probe rows that all enter `site`.
+pub(crate) fn show<B: Backend>(
+    backend: &B,
+    probe: &mut dyn Probe<B>,
+    site: Site,
+    rows: &B::Buffer,
+    count: usize,
+) -> Result<()> {
+    if !probe.wants(site) {
+        return Ok(());
+    }
+    probe.inputs(backend, &Inputs { site, rows, count, experts: None })
 }
 
 fn mamba_segments<'a, B: Backend>(spans: &'a mut [Span<'_, B>]) -> Vec<Segment<'a, B::MambaState>> {

@@ -5,12 +5,14 @@
 //! (logits, evaluation, calibration, models larger than memory). Both run [`layers`], whose weights come by name from
 //! [`longshore_convert::source::Source`]. [`generate`](mod@generate) turns steps into tokens, with [`mtp`] guessing ahead;
 //! [`compare`](mod@compare) runs two models side by side. [`tokenizer`], [`chat`] and [`sample`] stand between text and ids.
+//! [`calibrate`] counts what the linears read; [`quantized`] makes them compute as if they were quantized.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
 pub mod activations;
 pub mod backend;
 pub mod cache;
+pub mod calibrate;
 pub mod chat;
 pub mod compare;
 pub mod error;
@@ -19,7 +21,10 @@ pub mod layers;
 pub mod memory;
 pub mod model;
 pub mod mtp;
+pub mod quantized;
 pub mod sample;
+pub mod site;
+pub mod stats;
 pub mod sweep;
 pub mod tokenizer;
 mod weights;

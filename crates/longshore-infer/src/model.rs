@@ -3,9 +3,11 @@
 use crate::backend::{Backend, MambaOptions, Routing};
 use crate::cache::Sequence;
 use crate::error::{Error, Result};
-use crate::layers::{Layer, Span};
+use crate::layers::{Layer, Linear, Span};
 use crate::memory::{self, Demand, Plan, Sizes};
-use crate::weights::{EMBEDDING, FINAL_NORM, Loader, OUTPUT_LAYER, not_stored, state_size};
+use crate::quantized::QuantState;
+use crate::site::Site;
+use crate::weights::{EMBEDDING, FINAL_NORM, Loader, block_layers, head_name, not_stored, state_size};
 use longshore_ckpt::{Dtype, Rect};
 use longshore_convert::config::{LayerSpec, ModelConfig};
 use longshore_convert::source::Source;
@@ -22,6 +24,8 @@ pub struct ModelOptions {
     pub memory: Option<(u64, Demand)>,
     /// Threads that read and pack weights.
     pub threads: usize,
+    /// Quantization to simulate.
+    pub quant: Option<Arc<QuantState>>,
 }
 
 /// A model ready to run.
@@ -30,9 +34,10 @@ pub struct Model<B: Backend> {
     backend: B,
     options: MambaOptions,
     threads: usize,
+    quant: Option<Arc<QuantState>>,
     layers: Vec<Slot<B>>,
     final_norm: B::Vector,
-    head: Option<B::Matrix>,
+    head: Option<Linear<B>>,
     resident_bytes: u64,
     plan: Plan,
 }
@@ -92,17 +97,33 @@ impl<B: Backend + 'static> Model<B> {
             .collect();
         let mamba = MambaOptions { eps: config.norm_eps as f32, dt_min: options.dt_min };
         let threads = options.threads.max(1);
-        let loader = Loader { source: &source, backend: &backend, threads };
+        let quant = options.quant.clone();
+        if let Some(quant) = &quant {
+            let mtp = config.mtp.iter().flat_map(|mtp| (0..mtp.blocks()).flat_map(|b| block_layers(mtp, b)));
+            let trunk = layers.iter().map(|slot| (slot.prefix.clone(), slot.spec));
+            quant.check(trunk.chain(mtp))?;
+        }
+        let loader = Loader { source: &source, backend: &backend, threads, quant: quant.as_deref() };
         let final_norm = loader.vector(FINAL_NORM)?;
         let sizes = sizes(&loader, config, &layers);
         let plan = match &options.memory {
             Some((budget, demand)) => memory::plan(&sizes, demand, Some(*budget))?,
             None => Plan { layers: layers.len(), head: true, prefetch: false, activations: u64::MAX },
         };
-        let mut model =
-            Self { final_norm, options: mamba, threads, layers, head: None, resident_bytes: 0, plan, source, backend };
+        let mut model = Self {
+            final_norm,
+            options: mamba,
+            threads,
+            quant,
+            layers,
+            head: None,
+            resident_bytes: 0,
+            plan,
+            source,
+            backend,
+        };
         if model.plan.head {
-            model.head = Some(model.loader().matrix(model.head_name())?);
+            model.head = Some(model.loader().linear("", Site::Output)?);
             model.resident_bytes += sizes.head;
         }
         let layers = model.load_layers(model.plan.layers)?;
@@ -126,6 +147,11 @@ impl<B: Backend + 'static> Model<B> {
     /// The checkpoint.
     pub fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// What the names of a layer's modules begin with; nothing where there is no such layer.
+    pub(crate) fn prefix(&self, layer: usize) -> String {
+        self.layers.get(layer).map(|slot| slot.prefix.clone()).unwrap_or_default()
     }
 
     pub(crate) fn mamba_options(&self) -> &MambaOptions {
@@ -162,12 +188,9 @@ impl<B: Backend + 'static> Model<B> {
         self.plan.activations
     }
 
-    fn head_name(&self) -> &'static str {
-        head_name(&self.source)
-    }
-
     pub(crate) fn loader(&self) -> Loader<'_, B> {
-        Loader { source: &self.source, backend: &self.backend, threads: self.threads }
+        let quant = self.quant.as_deref();
+        Loader { source: &self.source, backend: &self.backend, threads: self.threads, quant }
     }
 
     /// The first `count` layers, several at a time.
@@ -258,7 +281,7 @@ impl<B: Backend + 'static> Model<B> {
     pub(crate) fn head(&self) -> Result<Head<'_, B>> {
         Ok(match &self.head {
             Some(head) => Head::Resident(head),
-            None => Head::Read(self.loader().matrix(self.head_name())?),
+            None => Head::Read(self.loader().linear("", Site::Output)?),
         })
     }
 
@@ -266,8 +289,8 @@ impl<B: Backend + 'static> Model<B> {
     pub(crate) fn logits(&self, head: &Head<'_, B>, normed: &B::Buffer, rows: usize) -> Vec<f32> {
         let mut out = self.backend.buffer(rows, self.vocab());
         match head {
-            Head::Resident(head) => self.backend.linear(normed, head, &mut out),
-            Head::Read(head) => self.backend.linear(normed, head, &mut out),
+            Head::Resident(head) => head.forward(&self.backend, normed, &mut out),
+            Head::Read(head) => head.forward(&self.backend, normed, &mut out),
         }
         self.backend.download(&out, 0..rows)
     }
@@ -308,7 +331,7 @@ impl<B: Backend + 'static> Model<B> {
                 });
                 row += run.ids.len();
             }
-            layer.forward(&self.backend, &self.options, &mut hidden, (rows, self.hidden()), &mut spans);
+            layer.forward(&self.backend, &self.options, &mut hidden, (rows, self.hidden()), &mut spans, &mut ())?;
             Ok(())
         })?;
         let mut ends = Vec::with_capacity(runs.len());
@@ -377,11 +400,6 @@ pub fn check_ids(vocab: u64, prompt: usize, ids: &[u32]) -> Result<()> {
     }
 }
 
-/// The output layer's tensor: its own, or the embedding.
-fn head_name(source: &Source) -> &'static str {
-    if source.has(OUTPUT_LAYER) { OUTPUT_LAYER } else { EMBEDDING }
-}
-
 /// What the parts of a model take.
 fn sizes<B: Backend>(loader: &Loader<'_, B>, config: &ModelConfig, layers: &[Slot<B>]) -> Sizes {
     let hidden = config.hidden_size;
@@ -397,7 +415,7 @@ fn sizes<B: Backend>(loader: &Loader<'_, B>, config: &ModelConfig, layers: &[Slo
     let element = loader.backend.activation_size();
     Sizes {
         layers: layers.iter().map(|slot| loader.layer_size(&slot.prefix, &slot.spec)).collect(),
-        head: loader.matrix_size(head_name(loader.source)),
+        head: loader.linear_size("", Site::Output),
         states: layers.iter().map(|slot| state_size(&slot.spec, element)).collect(),
         // Float32 buffers: hidden, normed and output rows beside those of the layer; half as much again for copies.
         working: (layers.iter().map(width).max().unwrap_or(0) + 4 * hidden) * 6,
@@ -409,9 +427,9 @@ fn sizes<B: Backend>(loader: &Loader<'_, B>, config: &ModelConfig, layers: &[Slo
 /// The output layer.
 pub(crate) enum Head<'a, B: Backend> {
     /// In memory anyway.
-    Resident(&'a B::Matrix),
+    Resident(&'a Linear<B>),
     /// Read for this use.
-    Read(B::Matrix),
+    Read(Linear<B>),
 }
 
 /// Layers on their way from the checkpoint.

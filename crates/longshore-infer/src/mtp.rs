@@ -9,7 +9,7 @@ use crate::cache::{LayerState, Sequence};
 use crate::error::{Error, Result};
 use crate::layers::{Layer, Span};
 use crate::model::{Model, Positions, Run};
-use crate::weights::not_stored;
+use crate::weights::{block_layers, not_stored};
 use std::sync::Arc;
 
 /// The prediction layers of a model, in memory.
@@ -45,8 +45,7 @@ impl<B: Backend + 'static> Mtp<B> {
         let mut blocks = Vec::new();
         for b in 0..mtp.blocks() {
             let name = |rest: &str| format!("mtp.layers.{b}.{rest}");
-            let layers = mtp.layers.iter().enumerate();
-            let layers = layers.map(|(k, spec)| loader.layer(&name(&format!("mtp_model_layer.layers.{k}.")), spec));
+            let layers = block_layers(mtp, b).map(|(prefix, spec)| loader.layer(&prefix, &spec));
             blocks.push(Block {
                 enorm: loader.vector(&name("enorm.weight"))?,
                 hnorm: loader.vector(&name("hnorm.weight"))?,
@@ -86,7 +85,7 @@ impl<B: Backend + 'static> Mtp<B> {
                 sequence.layers.push(layer.new_state(backend));
             }
             let span = Span { rows: 0..rows, state: &mut sequence.layers[i], prefill: false, keep_trail: false };
-            layer.forward(backend, options, &mut v, (rows, width), &mut [span]);
+            layer.forward(backend, options, &mut v, (rows, width), &mut [span], &mut ())?;
         }
         sequence.tokens += rows;
         let mut normed = backend.buffer(rows, width);

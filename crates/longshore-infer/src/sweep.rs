@@ -5,7 +5,7 @@
 //! [`Model::step`], since no row depends on the others it is computed with.
 
 use crate::activations::{Activations, Storage};
-use crate::backend::Backend;
+use crate::backend::{Backend, Probe};
 use crate::cache::{LayerState, Sequence};
 use crate::error::Result;
 use crate::layers::{Layer, Span};
@@ -31,6 +31,8 @@ pub struct Sweep<B: Backend> {
     batches: Vec<Batch>,
     activations: Activations,
     next: usize,
+    /// The next layer, where it was visited and is not resident.
+    read: Option<Layer<B>>,
     sequences: Option<Vec<Sequence<B>>>,
 }
 
@@ -55,23 +57,48 @@ impl<B: Backend + 'static> Sweep<B> {
             activations.put(i, &model.embed(&ids)?)?;
         }
         let sequences = keep.then(|| prompts.iter().map(|_| Sequence::new()).collect());
-        Ok(Self { stream: model.stream(), model: Arc::clone(model), batches, activations, next: 0, sequences })
+        let (stream, model) = (model.stream(), Arc::clone(model));
+        Ok(Self { stream, model, batches, activations, next: 0, read: None, sequences })
     }
 
     /// Computes the next layer for all tokens. False if there was none.
     pub fn next_layer(&mut self, observer: &mut dyn Observer) -> Result<bool> {
-        let i = self.next;
-        if i == self.model.n_layers() {
+        self.next_layer_shown(observer, &mut ())
+    }
+
+    /// The same, showing what its linears read.
+    pub fn next_layer_shown(&mut self, observer: &mut dyn Observer, probe: &mut dyn Probe<B>) -> Result<bool> {
+        let is_layer = self.pass(observer, probe, true)?;
+        self.next += usize::from(is_layer);
+        Ok(is_layer)
+    }
+
+    /// Shows what the linears of the next layer read, for all tokens, and leaves everything as it was: a search may pass
+    /// over a layer as often as it likes before it is computed. False if there is none.
+    pub fn visit_layer(&mut self, probe: &mut dyn Probe<B>) -> Result<bool> {
+        self.pass(&mut (), probe, false)
+    }
+
+    /// Goes to layer `next` with the residual stream that [`Sweep::hidden`] gave there.
+    pub(crate) fn restore(&mut self, next: usize, hidden: &mut dyn FnMut(usize) -> Result<Vec<f32>>) -> Result<()> {
+        for at in 0..self.batches.len() {
+            self.activations.put(at, &hidden(at)?)?;
+        }
+        self.next = next;
+        Ok(())
+    }
+
+    fn pass(&mut self, observer: &mut dyn Observer, probe: &mut dyn Probe<B>, keep: bool) -> Result<bool> {
+        let model = Arc::clone(&self.model);
+        if self.next == model.n_layers() {
             return Ok(false);
         }
-        self.next += 1;
-        let model = Arc::clone(&self.model);
-        match model.resident(i) {
-            Some(layer) => self.layer(i, layer, observer)?,
-            None => {
-                let layer = self.stream.take(i)?;
-                self.layer(i, &layer, observer)?;
-            }
+        if let Some(layer) = model.resident(self.next) {
+            self.layer(layer, observer, probe, keep)?;
+        } else {
+            let layer = self.read.take().map_or_else(|| self.stream.take(self.next), Ok)?;
+            self.layer(&layer, observer, probe, keep)?;
+            self.read = (!keep).then_some(layer);
         }
         Ok(true)
     }
@@ -82,7 +109,14 @@ impl<B: Backend + 'static> Sweep<B> {
         Ok(())
     }
 
-    fn layer(&mut self, i: usize, layer: &Layer<B>, observer: &mut dyn Observer) -> Result<()> {
+    /// Computes a layer; with `keep`, its results take the place of its inputs.
+    fn layer(
+        &mut self,
+        layer: &Layer<B>,
+        observer: &mut dyn Observer,
+        probe: &mut dyn Probe<B>,
+        keep: bool,
+    ) -> Result<()> {
         let (model, backend) = (Arc::clone(&self.model), self.model.backend());
         // States of prompts whose rows go on in the next batch.
         let mut states: BTreeMap<usize, LayerState<B>> = BTreeMap::new();
@@ -99,17 +133,19 @@ impl<B: Backend + 'static> Sweep<B> {
                 spans.push(Span { rows: row..row + range.len(), state, prefill: true, keep_trail: false });
                 row += range.len();
             }
-            let routing =
-                layer.forward(backend, model.mamba_options(), &mut hidden, (count, model.hidden()), &mut spans);
+            let shape = (count, model.hidden());
+            let routing = layer.forward(backend, model.mamba_options(), &mut hidden, shape, &mut spans, probe)?;
             if let Some(routing) = routing {
-                observer.routing(i, batch, &routing);
+                observer.routing(self.next, batch, &routing);
             }
-            self.activations.put(at, &backend.download(&hidden, 0..count))?;
+            if keep {
+                self.activations.put(at, &backend.download(&hidden, 0..count))?;
+            }
             let goes_on = self.batches.get(at + 1).and_then(|next| next.first()).map(|(prompt, _)| *prompt);
             for (state, (prompt, range)) in mine.into_iter().zip(batch) {
                 if goes_on == Some(*prompt) {
                     states.insert(*prompt, state);
-                } else if let Some(sequences) = &mut self.sequences {
+                } else if let (Some(sequences), true) = (&mut self.sequences, keep) {
                     sequences[*prompt].tokens = range.end;
                     sequences[*prompt].layers.push(state);
                 }

@@ -5,10 +5,14 @@
 
 use crate::backend::Backend;
 use crate::error::Result;
-use crate::layers::{AttentionWeights, Layer, MambaWeights, Mixer, MlpWeights, MoeWeights};
+use crate::layers::{AttentionWeights, ExpertLinears, Layer, Linear, MambaWeights, Mixer, MlpWeights, MoeWeights};
+use crate::quantized::{InputQuantizer, LinearQuant, QuantState, RoutedFc2, WeightBands};
+use crate::site::{Site, linears};
 use longshore_ckpt::{Dtype, Rect};
-use longshore_convert::config::{Attention, LayerSpec, Mamba, Mlp, Moe};
+use longshore_convert::config::{Attention, LayerSpec, Mamba, Mlp, Moe, Mtp};
 use longshore_convert::source::Source;
+use longshore_quant::Element;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// Reads weights of `source` for `backend`.
@@ -16,14 +20,20 @@ pub(crate) struct Loader<'a, B> {
     pub(crate) source: &'a Source,
     pub(crate) backend: &'a B,
     pub(crate) threads: usize,
+    pub(crate) quant: Option<&'a QuantState>,
 }
 
 /// The name of the embedding.
 pub(crate) const EMBEDDING: &str = "embedding.word_embeddings.weight";
 /// The name of the output layer, where it is not the embedding.
-pub(crate) const OUTPUT_LAYER: &str = "output_layer.weight";
+const OUTPUT_LAYER: &str = "output_layer.weight";
 /// The name of the norm before the output layer.
 pub(crate) const FINAL_NORM: &str = "decoder.final_norm.weight";
+
+/// The output layer's tensor: its own, or the embedding.
+pub(crate) fn head_name(source: &Source) -> &'static str {
+    if source.has(OUTPUT_LAYER) { OUTPUT_LAYER } else { EMBEDDING }
+}
 
 /// Part of a matrix: a tensor, or one expert of it, and the first row it becomes.
 struct Piece {
@@ -39,17 +49,21 @@ impl<B: Backend> Loader<'_, B> {
         let (norm, mixer) = match *spec {
             LayerSpec::Mamba(spec) => ("norm.weight", Mixer::Mamba(self.mamba(prefix, spec)?)),
             LayerSpec::Attention(spec) => {
+                let operand = |site: Site| match self.quant {
+                    Some(quant) => quant.operand(&name(site.module()), spec.head_dim as usize),
+                    None => Ok(None),
+                };
                 let weights = AttentionWeights {
                     spec,
-                    qkv: self.matrix(&name("self_attention.linear_qkv.weight"))?,
-                    proj: self.matrix(&name("self_attention.linear_proj.weight"))?,
+                    qkv: self.linear(prefix, Site::Qkv)?,
+                    proj: self.linear(prefix, Site::Proj)?,
+                    operands: [operand(Site::Query)?, operand(Site::Key)?, operand(Site::Value)?],
                 };
                 ("input_layernorm.weight", Mixer::Attention(weights))
             }
             LayerSpec::Mlp(spec) => {
-                let (fc1, fc2) = (name("mlp.linear_fc1.weight"), name("mlp.linear_fc2.weight"));
-                let weights = MlpWeights { spec, fc1: self.matrix(&fc1)?, fc2: self.matrix(&fc2)? };
-                ("pre_mlp_layernorm.weight", Mixer::Mlp(weights))
+                let (fc1, fc2) = (self.linear(prefix, Site::Fc1)?, self.linear(prefix, Site::Fc2)?);
+                ("pre_mlp_layernorm.weight", Mixer::Mlp(MlpWeights { spec, fc1, fc2 }))
             }
             LayerSpec::Moe(spec) => ("pre_mlp_layernorm.weight", Mixer::Moe(self.moe(prefix, spec)?)),
         };
@@ -58,40 +72,65 @@ impl<B: Backend> Loader<'_, B> {
 
     /// Bytes of the packed matrices of a layer.
     pub(crate) fn layer_size(&self, prefix: &str, spec: &LayerSpec) -> u64 {
-        let size = |rest: &str| self.matrix_size(&format!("{prefix}{rest}"));
-        match *spec {
-            LayerSpec::Mamba(_) => {
-                let parts = ["z", "x", "B", "C", "dt"].map(|p| size(&format!("mixer.in_proj.weight.{p}")));
-                parts.iter().sum::<u64>() + size("mixer.out_proj.weight")
+        let router = match spec {
+            LayerSpec::Moe(_) => self.matrix_size(&format!("{prefix}mlp.router.weight"), None),
+            _ => 0,
+        };
+        // The width of the residual stream does not matter here.
+        let sites = linears(spec, 0).into_iter();
+        sites.map(|(site, _)| self.linear_size(prefix, site)).sum::<u64>() + router
+    }
+
+    /// Bytes of the packed matrices of a linear, or of that linear of all experts.
+    pub(crate) fn linear_size(&self, prefix: &str, site: Site) -> u64 {
+        let quant = self.quant_of(prefix, site);
+        self.tensors(prefix, site).iter().map(|name| self.matrix_size(name, quant)).sum()
+    }
+
+    fn quant_of(&self, prefix: &str, site: Site) -> Option<&LinearQuant> {
+        self.quant?.linears.get(&format!("{prefix}{}", site.module()))
+    }
+
+    /// The tensors of a linear's weight, in the order of its rows.
+    fn tensors(&self, prefix: &str, site: Site) -> Vec<String> {
+        match site {
+            Site::MambaIn => {
+                ["z", "x", "B", "C", "dt"].iter().map(|p| format!("{prefix}mixer.in_proj.weight.{p}")).collect()
             }
-            LayerSpec::Attention(_) => {
-                size("self_attention.linear_qkv.weight") + size("self_attention.linear_proj.weight")
+            Site::ExpertFc1 => vec![format!("{prefix}mlp.experts.experts.linear_fc1.weight")],
+            Site::ExpertFc2 => vec![format!("{prefix}mlp.experts.experts.linear_fc2.weight")],
+            Site::Output => {
+                vec![head_name(self.source).to_owned()]
             }
-            LayerSpec::Mlp(_) => size("mlp.linear_fc1.weight") + size("mlp.linear_fc2.weight"),
-            LayerSpec::Moe(moe) => {
-                let latent = ["mlp.fc1_latent_proj.weight", "mlp.fc2_latent_proj.weight"];
-                let shared = ["mlp.shared_experts.linear_fc1.weight", "mlp.shared_experts.linear_fc2.weight"];
-                let experts = ["mlp.experts.experts.linear_fc1.weight", "mlp.experts.experts.linear_fc2.weight"];
-                let latent: u64 = if moe.latent.is_some() { latent.map(size).iter().sum() } else { 0 };
-                latent
-                    + shared.map(size).iter().sum::<u64>()
-                    + experts.map(size).iter().sum::<u64>()
-                    + size("mlp.router.weight")
-            }
+            site => vec![format!("{prefix}{}.weight", site.module())],
         }
     }
 
     /// Bytes of a packed matrix, or of all matrices that a stacked tensor becomes.
-    pub(crate) fn matrix_size(&self, name: &str) -> u64 {
-        let (shape, dtype) = self.source.tensor(name);
+    fn matrix_size(&self, name: &str, quant: Option<&LinearQuant>) -> u64 {
+        let (shape, _) = self.source.tensor(name);
         let (stack, shape) = shape.split_at(shape.len() - 2);
-        let element = self.backend.matrix_type(dtype);
+        let element = self.element(&[name.to_owned()], quant);
         stack.iter().product::<u64>() * self.backend.matrix_size(shape[0], shape[1], element)
     }
 
-    /// A whole tensor `[out, in]` as a matrix.
+    /// A linear of a layer, or with an empty prefix the output layer.
+    pub(crate) fn linear(&self, prefix: &str, site: Site) -> Result<Linear<B>> {
+        let quant = self.quant_of(prefix, site);
+        let matrix = self.matrix_of(prefix, site, None, quant)?;
+        Ok(Linear { matrix, input: self.input_of(prefix, site)? })
+    }
+
+    fn input_of(&self, prefix: &str, site: Site) -> Result<Option<Box<InputQuantizer>>> {
+        let Some(quant) = self.quant else { return Ok(None) };
+        let cols = self.tensors(prefix, site).first().and_then(|n| self.source.tensor(n).0.last().copied());
+        quant.input(&format!("{prefix}{}", site.module()), cols.unwrap_or_default() as usize)
+    }
+
+    /// A whole tensor `[out, in]` as a matrix, whatever is quantized.
     pub(crate) fn matrix(&self, name: &str) -> Result<B::Matrix> {
-        self.matrix_of(&[Piece { name: name.to_owned(), slot: None, first_row: 0 }])
+        let pieces = [Piece { name: name.to_owned(), slot: None, first_row: 0 }];
+        self.pack(&pieces, self.element(&[name.to_owned()], None))
     }
 
     /// A tensor as float32 values.
@@ -113,14 +152,6 @@ impl<B: Backend> Loader<'_, B> {
 
     fn mamba(&self, prefix: &str, spec: Mamba) -> Result<MambaWeights<B>> {
         let name = |rest: &str| format!("{prefix}mixer.{rest}");
-        let mut pieces = Vec::new();
-        let mut first_row = 0;
-        for part in ["z", "x", "B", "C", "dt"] {
-            let name = name(&format!("in_proj.weight.{part}"));
-            let rows = self.source.tensor(&name).0[0];
-            pieces.push(Piece { name, slot: None, first_row });
-            first_row += rows;
-        }
         let mut conv = Vec::new();
         let mut conv_bias = Vec::new();
         for part in ["x", "B", "C"] {
@@ -131,8 +162,8 @@ impl<B: Backend> Loader<'_, B> {
         let a = self.values(&name("A_log"))?.iter().map(|x| -x.exp()).collect();
         Ok(MambaWeights {
             spec,
-            in_proj: self.matrix_of(&pieces)?,
-            out_proj: self.matrix(&name("out_proj.weight"))?,
+            in_proj: self.linear(prefix, Site::MambaIn)?,
+            out_proj: self.linear(prefix, Site::MambaOut)?,
             conv: self.backend.vector(by_group(&conv, groups, spec.conv_kernel as usize)),
             conv_bias: self.backend.vector(by_group(&conv_bias, groups, 1)),
             a: self.backend.vector(a),
@@ -145,8 +176,7 @@ impl<B: Backend> Loader<'_, B> {
     fn moe(&self, prefix: &str, spec: Moe) -> Result<MoeWeights<B>> {
         let name = |rest: &str| format!("{prefix}mlp.{rest}");
         let latent = if spec.latent.is_some() {
-            let down = self.matrix(&name("fc1_latent_proj.weight"))?;
-            Some((down, self.matrix(&name("fc2_latent_proj.weight"))?))
+            Some((self.linear(prefix, Site::LatentDown)?, self.linear(prefix, Site::LatentUp)?))
         } else {
             None
         };
@@ -155,15 +185,17 @@ impl<B: Backend> Loader<'_, B> {
             router: self.exact_matrix(&name("router.weight"))?,
             expert_bias: self.vector(&name("router.expert_bias"))?,
             latent,
-            fc1: self.experts(&name("experts.experts.linear_fc1.weight"), spec.experts)?,
-            fc2: self.experts(&name("experts.experts.linear_fc2.weight"), spec.experts)?,
-            shared_fc1: self.matrix(&name("shared_experts.linear_fc1.weight"))?,
-            shared_fc2: self.matrix(&name("shared_experts.linear_fc2.weight"))?,
+            fc1: self.experts(prefix, Site::ExpertFc1, spec.experts)?,
+            fc2: self.experts(prefix, Site::ExpertFc2, spec.experts)?,
+            weight_before_fc2: self.quant.is_some_and(|q| q.routed_fc2 == RoutedFc2::WeightBefore),
+            shared_fc1: self.linear(prefix, Site::SharedFc1)?,
+            shared_fc2: self.linear(prefix, Site::SharedFc2)?,
         })
     }
 
     /// The matrices of a tensor `[experts, out, in]`, several at a time.
-    fn experts(&self, name: &str, experts: u64) -> Result<Vec<B::Matrix>> {
+    fn experts(&self, prefix: &str, site: Site, experts: u64) -> Result<ExpertLinears<B>> {
+        let quant = self.quant_of(prefix, site);
         let results: Mutex<Vec<(u64, Result<B::Matrix>)>> = Mutex::new(Vec::new());
         let next = std::sync::atomic::AtomicU64::new(0);
         std::thread::scope(|scope| {
@@ -174,7 +206,7 @@ impl<B: Backend> Loader<'_, B> {
                         if e >= experts {
                             break;
                         }
-                        let matrix = self.matrix_of(&[Piece { name: name.to_owned(), slot: Some(e), first_row: 0 }]);
+                        let matrix = self.matrix_of(prefix, site, Some(e), quant);
                         results.lock().unwrap_or_else(PoisonError::into_inner).push((e, matrix));
                     }
                 });
@@ -182,7 +214,8 @@ impl<B: Backend> Loader<'_, B> {
         });
         let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
         results.sort_by_key(|r| r.0);
-        results.into_iter().map(|r| r.1).collect()
+        let matrices = results.into_iter().map(|r| r.1).collect::<Result<_>>()?;
+        Ok(ExpertLinears { matrices, input: self.input_of(prefix, site)? })
     }
 
     /// The router's matrix, which is used in float32 in every precision.
@@ -192,12 +225,84 @@ impl<B: Backend> Loader<'_, B> {
         self.pack(&[Piece { name: name.to_owned(), slot: None, first_row: 0 }], element)
     }
 
-    fn matrix_of(&self, pieces: &[Piece]) -> Result<B::Matrix> {
-        // One type for all pieces: the one that loses nothing.
-        let types: Vec<Dtype> =
-            pieces.iter().map(|p| self.backend.matrix_type(self.source.tensor(&p.name).1)).collect();
-        let element = if types.iter().all(|&t| t == types[0]) { types[0] } else { Dtype::Float32 };
-        self.pack(pieces, element)
+    /// The weight of a linear, quantized if `quant` says so.
+    fn matrix_of(
+        &self,
+        prefix: &str,
+        site: Site,
+        expert: Option<u64>,
+        quant: Option<&LinearQuant>,
+    ) -> Result<B::Matrix> {
+        let names = self.tensors(prefix, site);
+        let element = self.element(&names, quant);
+        let mut pieces = Vec::with_capacity(names.len());
+        let mut first_row = 0;
+        for name in names {
+            let shape = self.source.tensor(&name).0;
+            let rows = shape[shape.len() - 2];
+            pieces.push(Piece { name, slot: expert, first_row });
+            first_row += rows;
+        }
+        match (quant, self.quant) {
+            (Some(linear), Some(state)) if linear.changes_weight() => {
+                let module = format!("{prefix}{}", site.module());
+                let cols = self.source.tensor(&pieces[0].name).0.last().copied().unwrap_or_default();
+                let bands = WeightBands {
+                    module: &module,
+                    element: state.element,
+                    stages: linear.weight.stages(expert.unwrap_or(0) as usize),
+                    scale: linear.weight_scale.as_deref(),
+                    rows: first_row as usize,
+                    cols: cols as usize,
+                };
+                self.pack_quantized(&bands, &pieces, element)
+            }
+            _ => self.pack(&pieces, element),
+        }
+    }
+
+    /// One type for all tensors of a matrix: the one that loses nothing.
+    fn element(&self, names: &[String], quant: Option<&LinearQuant>) -> Dtype {
+        if quant.is_some_and(LinearQuant::changes_weight) {
+            let bfloat16 = self.quant.is_some_and(|q| q.element == Element::Bfloat16);
+            return self.backend.matrix_type(if bfloat16 { Dtype::Bfloat16 } else { Dtype::Float32 });
+        }
+        let types: Vec<Dtype> = names.iter().map(|n| self.backend.matrix_type(self.source.tensor(n).1)).collect();
+        if types.iter().all(|&t| t == types[0]) { types[0] } else { Dtype::Float32 }
+    }
+
+    fn pack_quantized(&self, bands: &WeightBands<'_>, pieces: &[Piece], element: Dtype) -> Result<B::Matrix> {
+        let mut matrix = self.backend.matrix(bands.rows, bands.cols, element);
+        let read = |range: Range<usize>| {
+            let mut values = Vec::with_capacity(range.len() * bands.cols);
+            for piece in pieces {
+                let mut rect = Rect::whole(self.source.tensor(&piece.name).0);
+                if let Some(slot) = piece.slot {
+                    (rect.offsets[0], rect.sizes[0]) = (slot, 1);
+                }
+                let axis = rect.sizes.len() - 2;
+                let end = piece.first_row + rect.sizes[axis];
+                let (from, to) = ((range.start as u64).max(piece.first_row), (range.end as u64).min(end));
+                if from < to {
+                    (rect.offsets[axis], rect.sizes[axis]) = (from - piece.first_row, to - from);
+                    values.append(&mut self.values_of(&piece.name, &rect)?);
+                }
+            }
+            // A model of this element type holds weights of it.
+            for x in &mut values {
+                *x = bands.element.round(*x);
+            }
+            Ok(values)
+        };
+        bands.each(read, |row, values| {
+            let bytes: Vec<u8> = if element == Dtype::Bfloat16 {
+                values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect()
+            } else {
+                values.iter().flat_map(|x| x.to_le_bytes()).collect()
+            };
+            self.backend.pack(&mut matrix, row, &bytes);
+        })?;
+        Ok(matrix)
     }
 
     fn pack(&self, pieces: &[Piece], element: Dtype) -> Result<B::Matrix> {
@@ -234,6 +339,12 @@ fn by_group(parts: &[Vec<f32>], groups: usize, kernel: usize) -> Vec<f32> {
         }
     }
     out
+}
+
+/// The layers of the prediction block `b` with the prefixes of their names.
+pub(crate) fn block_layers(mtp: &Mtp, b: u64) -> impl Iterator<Item = (String, LayerSpec)> {
+    let layers = mtp.layers.iter().enumerate();
+    layers.map(move |(k, &spec)| (format!("mtp.layers.{b}.mtp_model_layer.layers.{k}."), spec))
 }
 
 /// Fields of a Megatron checkpoint that decide the function and that neither its arguments nor its tensors say.

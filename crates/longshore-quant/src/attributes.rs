@@ -1,5 +1,7 @@
 //! The attributes of a quantizer, named as ModelOpt's `QuantizerAttributeConfig` names them.
 
+use std::fmt;
+
 use serde::Serialize;
 
 /// `num_bits`: an integer's width, or the exponent and mantissa bits of a float.
@@ -10,6 +12,16 @@ pub enum NumBits {
     Int(u8),
     /// Exponent and mantissa bits: (4, 3) is E4M3.
     Float(u8, u8),
+}
+
+impl fmt::Display for NumBits {
+    /// As Python prints it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Int(bits) => bits.fmt(f),
+            Self::Float(exponent, mantissa) => write!(f, "({exponent}, {mantissa})"),
+        }
+    }
 }
 
 /// `block_sizes`: how axes are cut into blocks, and how the scales of the blocks are stored.
@@ -25,8 +37,20 @@ pub struct BlockSizes {
     pub four_over_six: Option<bool>,
 }
 
+/// `bias`: an offset that is taken off before quantizing and put back after (affine KV caches).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bias {
+    /// The axes that are averaged over, negative, from the last.
+    pub axes: Vec<i32>,
+    /// `type`: whether it is found while the tensor is quantized; `None` where the config does not say.
+    pub dynamic: Option<bool>,
+    /// `method`: `mean` or `max_min`; `None` where the config does not say.
+    pub method: Option<String>,
+}
+
 /// What one quantizer (one stage of a sequence) does.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "ModelOpt's fields")]
 pub struct Attributes {
     /// Whether it quantizes at all.
     pub enable: bool,
@@ -46,13 +70,17 @@ pub struct Attributes {
     pub dynamic: bool,
     /// Blocks.
     pub block_sizes: Option<BlockSizes>,
+    /// Offset.
+    pub bias: Option<Bias>,
     /// The calibrator's name.
     pub calibrator: String,
     /// Rotation before quantizing.
     pub rotate: bool,
-    /// The amax is a constant: nothing is calibrated, stored or exported.
+    /// Gradients pass unchanged (training only).
+    pub pass_through_bwd: bool,
+    /// The amax is 448, whatever the format: nothing is calibrated, stored or exported.
     pub use_constant_amax: bool,
-    /// That constant, where it is not the format's largest value.
+    /// An amax that is not calibrated, but stored and exported like one that is.
     pub constant_amax: Option<f64>,
 }
 
@@ -69,8 +97,10 @@ impl Default for Attributes {
             narrow_range: false,
             dynamic: false,
             block_sizes: None,
+            bias: None,
             calibrator: "max".into(),
             rotate: false,
+            pass_through_bwd: true,
             use_constant_amax: false,
             constant_amax: None,
         }

@@ -3,6 +3,8 @@
 //! Variables are not read by clap: an empty one must count as unset (as `${TP:-1}` does in the scripts), its origin is
 //! reported, and `--help` must not depend on the environment. The help names them.
 
+pub(crate) mod calibration;
+pub(crate) mod quantize;
 pub(crate) mod run;
 
 use crate::{extra_args, units};
@@ -62,7 +64,9 @@ pub(crate) enum Command {
     /// `convert --dry-run`
     #[command(hide = true)]
     Plan(ConvertArgs),
-    /// Write a Hugging Face folder from a Megatron checkpoint
+    /// Quantize a checkpoint of either format
+    Quantize(Box<quantize::QuantizeArgs>),
+    /// Write a Hugging Face folder from a Megatron checkpoint, its quantizers included
     Export(ExportArgs),
     /// Complete prompts with the model of a checkpoint
     Generate(Box<run::GenerateArgs>),
@@ -88,6 +92,7 @@ impl Command {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Convert(_) | Self::Import(_) | Self::Plan(_) => "convert",
+            Self::Quantize(_) => "quantize",
             Self::Export(_) => "export",
             Self::Generate(_) => "generate",
             Self::Logits(_) => "logits",

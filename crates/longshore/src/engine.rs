@@ -107,7 +107,7 @@ impl Opened {
         if self.precision == Precision::Bfloat16 && stored_in_float32(&self.source) {
             report.note("Rounded", "the weights are float32; bf16 arithmetic rounds them");
         }
-        let model = Model::load(self.source, backend, &ModelOptions { dt_min, memory, threads })?;
+        let model = Model::load(self.source, backend, &ModelOptions { dt_min, memory, threads, quant: None })?;
         let (resident, layers) = model.resident_layers();
         let text = format!("{} of {layers} layers in memory, {}", resident, bytes(model.resident_bytes()));
         report.detail("Weights", &text);

@@ -3,6 +3,7 @@
 use crate::error::UsageError;
 use longshore_ckpt::Error as Checkpoint;
 use longshore_convert::{Error, Problem};
+use crate::calibration::CalibrationError;
 use longshore_infer::chat::ChatError;
 use longshore_infer::error::Error as Engine;
 use std::io::ErrorKind;
@@ -32,6 +33,9 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
     }
     if let Some(error) = error.downcast_ref() {
         return chat(error);
+    }
+    if let Some(error) = error.downcast_ref::<CalibrationError>() {
+        return error.hint().map(str::to_owned);
     }
     error.downcast_ref().map_or_else(|| checkpoint(error.downcast_ref()?), convert)
 }

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod calibration;
 #[expect(clippy::doc_markdown, reason = "its doc comments are the help, where backticks would be printed")]
 mod cli;
 mod commands;

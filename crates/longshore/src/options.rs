@@ -3,6 +3,7 @@
 //!
 //! Everything here is a function of the arguments and an [`Env`]; nothing looks at the process or the disk.
 
+use crate::cli::quantize::QuantizeArgs;
 use crate::cli::{ConvertArgs, DtypeName, ExportArgs, MegatronArgs, Norms, Spec, Target, WriteArgs};
 use crate::error::UsageError;
 use crate::extra_args::{self, Extra};
@@ -185,6 +186,39 @@ fn destination(
     Ok(Given { value: work.join(format!("{config}{suffix}")), origin: Origin::Variable("MLM_MODEL_CFG") })
 }
 
+/// SRC and DST of `quantize`, not looked up yet.
+pub(crate) fn quantize_paths(args: &QuantizeArgs, env: &Env) -> Result<[Given<PathBuf>; 2], UsageError> {
+    Ok([
+        path(args.source.as_ref(), env, &["MLM_MODEL_CKPT", "HF_MODEL_CKPT"], "SRC")?,
+        destination(args.destination.as_ref(), env, "MLM_MODEL_SAVE", "_quant")?,
+    ])
+}
+
+/// One output of `quantize`; `stored` is the spec of a torch_dist source.
+pub(crate) fn quantize(
+    args: &QuantizeArgs,
+    env: &Env,
+    target: Target,
+    stored: Option<SpecName>,
+) -> Result<WriteOptions, UsageError> {
+    let write = WriteArgs {
+        base: args.engine.base.clone(),
+        max_file_size: args.output.max_file_size,
+        threads: args.engine.threads,
+        allow_unmapped: args.engine.allow_unmapped,
+        force: args.output.force,
+        dry_run: args.output.dry_run,
+        ..WriteArgs::default()
+    };
+    match target {
+        Target::TorchDist => import_options(&args.megatron, &write, env, stored),
+        Target::Hf => {
+            let base = write.base.clone().map(|value| Given { value, origin: Origin::Flag });
+            export_options(&write, base, env)
+        }
+    }
+}
+
 /// The format that `convert` writes: as asked; else what `MLM_MODEL_SAVE` names; else the other one than the source's.
 pub(crate) fn target_format(args: &ConvertArgs, source: Format, destination: &Given<PathBuf>) -> Format {
     match (args.to, source) {
@@ -202,7 +236,7 @@ pub(crate) fn convert(
     target: Format,
 ) -> Result<WriteOptions, UsageError> {
     match (source.1, target) {
-        (Format::Safetensors, Format::TorchDist) => import_options(args, env),
+        (Format::Safetensors, Format::TorchDist) => import_options(&args.megatron, &args.write, env, None),
         (Format::TorchDist, Format::Safetensors) => {
             refuse(&megatron_flags(&args.megatron), "a Hugging Face")?;
             let base = args.write.base.clone().map(|value| Given { value, origin: Origin::Flag });
@@ -233,13 +267,17 @@ pub(crate) fn threads(flag: Option<u16>) -> usize {
     flag.map_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get), usize::from)
 }
 
-fn import_options(args: &ConvertArgs, env: &Env) -> Result<WriteOptions, UsageError> {
-    let (m, w) = (&args.megatron, &args.write);
+fn import_options(
+    m: &MegatronArgs,
+    w: &WriteArgs,
+    env: &Env,
+    stored: Option<SpecName>,
+) -> Result<WriteOptions, UsageError> {
     refuse(&w.vocab_size.map(|_| "--vocab-size").into_iter().collect::<Vec<_>>(), "a torch_dist")?;
     let mut extra = Extra::parse(env.text("MLM_EXTRA_ARGS")?.unwrap_or_default())?;
     let mut c = Choices { env, list: Vec::new() };
     let spec_flag = if m.full_te_spec { Some(Spec::Te) } else { m.spec };
-    let spec = c.pick("spec", spec_flag.map(spec_name), extra.spec, SpecName::Te);
+    let spec = c.pick("spec", spec_flag.map(spec_name), extra.spec, stored.unwrap_or(SpecName::Te));
     let own_norms = if spec == SpecName::Te { NormKeys::Fused } else { NormKeys::Separate };
     let norms_flag = if m.export_te_mcore_model { Some(Norms::Fused) } else { m.norms };
     let norms = c.pick("norms", norms_flag.map(norm_keys), extra.norms, own_norms);

@@ -123,12 +123,7 @@ impl PromptArgs {
 
     /// A line of JSON: token ids, a text, or a conversation.
     fn line(&self, line: &str) -> Result<Prompt> {
-        let value: Value = serde_json::from_str(line).map_err(|error| {
-            // Its own words end with a line's number, which is always 1.
-            let what = error.to_string();
-            let what = what.split(" at line ").next().unwrap_or_default().to_owned();
-            UsageError::NotJson { column: error.column(), what }
-        })?;
+        let value = json_line(line)?;
         if let Some(ids) = value.get("input_ids") {
             let ids = serde_json::from_value(ids.clone()).context("`input_ids`")?;
             return Ok(Prompt::Ids(ids));
@@ -140,6 +135,16 @@ impl PromptArgs {
         let conversation = conversation_of(&value)?;
         Ok(Prompt::Chat(Conversation::new(conversation.messages, conversation.tools, self.system.as_ref())))
     }
+}
+
+/// The value in a line of a JSON lines file.
+pub(crate) fn json_line(line: &str) -> Result<Value, UsageError> {
+    serde_json::from_str(line).map_err(|error| {
+        // Its own words end with a line's number, which is always 1.
+        let what = error.to_string();
+        let what = what.split(" at line ").next().unwrap_or_default().to_owned();
+        UsageError::NotJson { column: error.column(), what }
+    })
 }
 
 fn standard_input() -> Result<String> {

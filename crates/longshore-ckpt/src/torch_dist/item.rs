@@ -38,9 +38,16 @@ impl Frame {
     /// does, with `_rebuild_tensor_v3`.
     pub fn tensor(dtype: Dtype, sizes: &[u64]) -> Self {
         let payload_len = element_count(sizes).and_then(|n| n.checked_mul(dtype.size())).unwrap_or(u64::MAX >> 1);
+        let mut w = Writer::new();
+        tensor_pickle(&mut w, dtype, sizes);
+        Self::around(&w.finish(), payload_len)
+    }
+
+    /// The frame of an item whose pickle refers to one storage, `0`.
+    pub(super) fn around(data_pkl: &[u8], payload_len: u64) -> Self {
         let mut entries = Vec::new();
         let mut head = Vec::new();
-        small_record(&mut head, &mut entries, "archive/data.pkl", &tensor_pickle(dtype, sizes));
+        small_record(&mut head, &mut entries, "archive/data.pkl", data_pkl);
         small_record(&mut head, &mut entries, "archive/byteorder", b"little");
         let data = Entry::new("archive/data/0", payload_len, head.len() as u64, Sums::Later);
         data.local(&mut head, Some(ALIGNMENT));
@@ -111,9 +118,9 @@ fn strides(sizes: &[u64]) -> Vec<u64> {
     out
 }
 
-fn tensor_pickle(dtype: Dtype, sizes: &[u64]) -> Vec<u8> {
+/// Writes a tensor of the storage `0`.
+pub(super) fn tensor_pickle(w: &mut Writer, dtype: Dtype, sizes: &[u64]) {
     let count = element_count(sizes).unwrap_or(0);
-    let mut w = Writer::new();
     let class = dtype.storage_class();
     w.global("torch._utils", if class.is_some() { "_rebuild_tensor_v2" } else { "_rebuild_tensor_v3" });
     w.mark();
@@ -145,7 +152,6 @@ fn tensor_pickle(dtype: Dtype, sizes: &[u64]) -> Vec<u8> {
     }
     w.tuple();
     w.raw(b"R");
-    w.finish()
 }
 
 /// The elements of a tensor item.
@@ -169,12 +175,17 @@ pub struct Located {
 pub fn locate(item_len: u64, read: &mut ReadAt<'_>) -> Result<Located, LocateError> {
     let mut archive = Archive::open(item_len, read)?;
     let pickle = data_pickle(&mut archive, MAX_TENSOR_PICKLE)?;
+    locate_view(&mut archive, pickle.root())
+}
+
+/// Finds the elements of a tensor that the pickle of an opened archive holds.
+pub(super) fn locate_view(archive: &mut Archive<'_, '_>, view: View<'_>) -> Result<Located, LocateError> {
     if let Some(order) = archive.read("byteorder", MAX_BYTEORDER)?
         && order != b"little"
     {
         return Err(LocateError::Unsupported(format!("byte order `{}`", order.escape_ascii())));
     }
-    let tensor = tensor_of(pickle.root())?;
+    let tensor = tensor_of(view)?;
     let name = format!("data/{}", tensor.key);
     let Some(record) = archive.find(&name) else { return malformed(format!("the record `{name}` is missing")) };
     let size = tensor.dtype.size();
@@ -203,11 +214,12 @@ pub fn object_pickle(item_len: u64, limit: u64, read: &mut ReadAt<'_>) -> Result
     data_pickle(&mut Archive::open(item_len, read)?, limit)
 }
 
-fn malformed<T>(what: impl Into<String>) -> Result<T, LocateError> {
+pub(super) fn malformed<T>(what: impl Into<String>) -> Result<T, LocateError> {
     Err(LocateError::Malformed(ParseError::new(0u64, what)))
 }
 
-fn data_pickle(archive: &mut Archive<'_, '_>, limit: u64) -> Result<Pickle, LocateError> {
+/// The pickle of an opened archive, at most `limit` bytes of it.
+pub(super) fn data_pickle(archive: &mut Archive<'_, '_>, limit: u64) -> Result<Pickle, LocateError> {
     let Some(bytes) = archive.read("data.pkl", limit)? else { return malformed("the record `data.pkl` is missing") };
     let at = archive.find("data.pkl").map_or(0, |r| r.data_offset);
     Pickle::parse(&bytes)

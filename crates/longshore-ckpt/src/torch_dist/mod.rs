@@ -4,6 +4,7 @@
 //! [`pickle`] and raw elements. [`open`] reads the table and the common state, [`locate_payload`] the ends of one item.
 //! Reference: megatron-core 0.12 to main of August 2026, `core/dist_checkpointing`.
 
+pub mod extra_state;
 pub mod item;
 pub mod metadata;
 pub mod pickle;
@@ -16,6 +17,7 @@ use crate::catalog::{Catalog, Chunk, DataFile, Extent, Format, TensorInfo};
 use crate::error::{Error, ParseError};
 use crate::fs::{self, ReadFile};
 use crate::{Dtype, Result};
+use extra_state::ExtraState;
 use item::LocateError;
 use metadata::{Metadata, StoredAt};
 use pickle::Pickle;
@@ -179,6 +181,12 @@ fn common(catalog: &Catalog) -> Result<Option<Pickle>> {
 pub fn object_pickle(file: &ReadFile, extent: Extent) -> Result<Pickle> {
     let mut read = |offset: u64, buffer: &mut [u8]| read_at(file, extent.offset, offset, buffer);
     item::object_pickle(extent.len, MAX_COMMON, &mut read).map_err(|e| e.in_file(file.path(), extent.offset))
+}
+
+/// What the item of an `_extra_state` object holds.
+pub fn read_extra_state(file: &ReadFile, extent: Extent) -> Result<ExtraState> {
+    let mut read = |offset: u64, buffer: &mut [u8]| read_at(file, extent.offset, offset, buffer);
+    extra_state::read(extent.len, &mut read).map_err(|e| e.in_file(file.path(), extent.offset))
 }
 
 /// Finds the raw elements of a chunk in its file: their extent, and their CRC-32 where the item has it. An item of

@@ -45,7 +45,7 @@ const MAX_RECORDS: u64 = 4096;
 /// The part of an item's start and of its end that is read at once; enough for all but the payload in what torch writes.
 const WINDOW: u64 = 4096;
 
-const LOCAL: u32 = 0x0403_4b50;
+pub(super) const LOCAL: u32 = 0x0403_4b50;
 const DESCRIPTOR: u32 = 0x0807_4b50;
 const CENTRAL: u32 = 0x0201_4b50;
 const END: u32 = 0x0605_4b50;
@@ -113,6 +113,11 @@ impl<'a, 'b> Archive<'a, 'b> {
             return fail(at, format!("expected at most {limit} bytes in `{name}`, found {size}"));
         }
         self.source.get(at, size).map(Some)
+    }
+
+    /// Bytes of the item, which must lie inside it.
+    pub(super) fn bytes(&mut self, offset: u64, len: u64) -> Result<Vec<u8>> {
+        self.source.get(offset, len)
     }
 }
 

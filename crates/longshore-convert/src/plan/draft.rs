@@ -7,7 +7,7 @@ use crate::config::ModelConfig;
 use crate::error::Problem;
 use crate::manifest::Origin;
 use crate::mapping::Mapping;
-use crate::resolve::{Direction, Recipe, file_of};
+use crate::resolve::{Recipe, file_of};
 use longshore_ckpt::fs::{self, Identity, ReadFile};
 use longshore_ckpt::{Catalog, Dtype, Format};
 use serde::Serialize;
@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 
 /// What a direction decides.
 pub(super) struct Draft<'a> {
-    pub(super) direction: Direction,
+    /// The format that is written.
+    pub(super) target: Format,
     pub(super) catalog: Catalog,
     pub(super) destination: &'a Path,
     /// `release` or `iter_*` inside the destination, for torch_dist.
@@ -38,7 +39,7 @@ pub(super) struct Draft<'a> {
 impl Draft<'_> {
     /// The plan. `options` are what the user asked for; they are part of its fingerprint.
     pub(super) fn finish(self, options: &impl Serialize) -> Result<Plan> {
-        let Self { direction, catalog, destination, inner, config, mapping, recipes, files, small, mut notes, .. } =
+        let Self { target, catalog, destination, inner, config, mapping, recipes, files, small, mut notes, .. } =
             self;
         let identities = identities(&catalog)?;
         let (fingerprint, staging_id) = fingerprints(&catalog, options, &small, &identities)?;
@@ -48,9 +49,9 @@ impl Draft<'_> {
         destination_note(destination, &mut notes);
         staging_notes(destination, &staging_id, &mut notes);
         let chunks = files.iter().flat_map(|f| &f.items).filter(|item| matches!(item, Item::Chunk { .. })).count();
-        let (format, objects) = match direction {
-            Direction::Import => (Format::TorchDist, mapping.objects.len()),
-            Direction::Export => (Format::Safetensors, catalog.objects.len()),
+        let objects = match target {
+            Format::TorchDist => mapping.objects.len(),
+            Format::Safetensors => catalog.objects.len(),
         };
         let summary = Summary {
             source: Side {
@@ -61,7 +62,7 @@ impl Draft<'_> {
                 bytes: catalog.total_size(),
             },
             target: Side {
-                format,
+                format: target,
                 path: inner.as_ref().map_or_else(|| destination.into(), |inner| destination.join(inner)),
                 files: files.len() as u64,
                 tensors: recipes.len() as u64,
@@ -86,7 +87,7 @@ impl Draft<'_> {
         let rules = rule_rows(&mapping);
         let destination = real_path(destination)?;
         Ok(Plan {
-            direction,
+            target,
             catalog,
             identities,
             destination,

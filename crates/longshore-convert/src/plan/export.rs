@@ -1,22 +1,25 @@
-//! torch_dist → Hugging Face.
+//! torch_dist → Hugging Face; and Hugging Face → Hugging Face where weights are packed on the way.
 
 use super::companions::Links;
 use super::draft::{Draft, unmapped};
 use super::layout::safetensors_files;
 use super::{
-    Content, Note, NoteKind, Plan, SmallFile, companions, inexact_elements, is_widening, model_error, open_all,
+    Content, Note, NoteKind, Plan, Quantized, SmallFile, companions, inexact_elements, is_widening, model_error, open_all,
 };
+use crate::arch::SpecKeys;
 use crate::compare::surplus;
-use crate::config::{megatron, release};
+use crate::config::{ModelConfig, megatron, release};
 use crate::error::Problem;
 use crate::mapping::{Declared, Mapping, Precision};
 use crate::model::{Model, check_vocabulary, read_manifest, spec_keys, stored_vocab};
 use crate::options::{DtypeChoice, ExportOptions};
-use crate::resolve::{Direction, OpenFiles, Part, Recipe, is_float, locate, resolve};
+use crate::quantized::{exported, hf_config, overlay};
+use crate::region::Region;
+use crate::resolve::{Direction, DtypeRule, OpenFiles, Part, Recipe, Resolved, is_float, locate, resolve};
 use crate::{Error, Result};
 use longshore_ckpt::{Catalog, Dtype, Format, fs};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Keys of training state that no model needs: optimizer, scheduler, RNG, rerun state.
@@ -25,63 +28,43 @@ const TRAINING_STATE: [&str; 5] =
 
 /// Plans the export of the torch_dist checkpoint `source` into the Hugging Face folder `destination`.
 pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -> Result<Plan> {
+    plan(source, destination, options, None)
+}
+
+/// The same with packed weights; the source may then be a Hugging Face folder too.
+pub fn plan_quantized_export(
+    source: &Path,
+    destination: &Path,
+    options: &ExportOptions,
+    quantized: &Quantized<'_>,
+) -> Result<Plan> {
+    plan(source, destination, options, Some(quantized))
+}
+
+fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: Option<&Quantized<'_>>) -> Result<Plan> {
     let mut catalog = Catalog::open(source)?;
-    if catalog.format != Format::TorchDist {
+    if catalog.format != Format::TorchDist && quantized.is_none() {
         return Err(model_error(source, "not a torch_dist checkpoint but a Hugging Face folder"));
     }
-    let manifest = read_manifest(&catalog.folder)?;
-    let mut model = Model::from_torch_dist(&catalog, options.base.as_deref())?;
-    model.settle_mtp(catalog.tensors.keys(), 1);
-    let Model { mut config, architecture, folder, mut notes } = model;
-    let mut problems = match (&folder, &catalog.common) {
-        (Some(_), Some(common)) => megatron::contradictions(&megatron::Args::from_common(common.root()), &config),
-        _ => Vec::new(),
-    };
-
-    let ignored = drop_training_state(&mut catalog);
-    if ignored > 0 {
-        notes.push(Note::new(NoteKind::Ignored, format!("{ignored} entries of optimizer, scheduler and RNG state")));
-    }
-    if let Some(vocab) = options.vocab_size {
-        if folder.is_some() && vocab != config.vocab_size {
-            let what = format!("{vocab}, but config.json says vocab_size = {}", config.vocab_size);
-            problems.push(Problem::Option { option: "--vocab-size".into(), what });
-        }
-        config.vocab_size = vocab;
-    } else if let (None, Some(manifest)) = (&folder, &manifest) {
-        config.vocab_size = manifest.origin.vocab_size;
-    }
-    let stored = stored_vocab(&catalog).unwrap_or(config.vocab_size);
-    if stored > config.vocab_size {
-        let text = format!("vocabulary from {stored} stored rows to {}, the surplus is zero", config.vocab_size);
-        notes.push(Note::new(NoteKind::Inferred, text));
-    }
-    let rows = stored.max(config.vocab_size);
-    check_vocabulary(&config, rows, &catalog.folder)?;
-    let keys = spec_keys(&catalog);
-    let mapping = (architecture.mapping)(&config, &keys, rows);
-    let base_dtypes = match &options.base {
-        Some(base) => base_dtypes(base)?,
-        None => BTreeMap::new(),
-    };
-    let recorded = |name: &str| {
-        let manifest_dtype = manifest.as_ref().and_then(|m| m.origin.dtypes.get(name).copied());
-        manifest_dtype.or_else(|| base_dtypes.get(name).copied())
-    };
+    let Opened { folder, config, mapping, direction, mut notes, mut problems, recorded, settled } =
+        open(&mut catalog, options)?;
     let dtype = |name: &str, declared: &Declared, stored: Dtype| match (declared.precision, options.dtype) {
-        (Precision::Float32, _) => recorded(name).unwrap_or(Dtype::Float32),
-        (_, DtypeChoice::Keep) => recorded(name).unwrap_or(stored),
+        (Precision::Float32, _) => recorded.get(name).copied().unwrap_or(Dtype::Float32),
+        (_, DtypeChoice::Keep) => recorded.get(name).copied().unwrap_or(stored),
         (_, DtypeChoice::Cast(dtype)) => dtype,
     };
-    let mut resolved = resolve(&mapping, &catalog, Direction::Export, &dtype)?;
+    let mut resolved = match direction {
+        Direction::Export => resolve(&mapping, &catalog, direction, &dtype)?,
+        Direction::Import => identities(&mapping, &catalog, &dtype)?,
+    };
     problems.append(&mut resolved.problems);
     unmapped(&resolved.unmapped, &catalog, options.allow_unmapped, &mut problems, &mut notes);
     let mut recipes = resolved.recipes;
-    if problems.is_empty() {
+    if problems.is_empty() && direction == Direction::Export {
         let files = open_all(&catalog)?;
         problems.extend(surplus_rows(&mapping, &catalog, &files)?);
         if options.dtype == DtypeChoice::Keep {
-            let known = |name: &str| recorded(name).is_some() || manifest.is_some();
+            let known = |name: &str| settled || recorded.contains_key(name);
             settle_dtypes(&mut recipes, config.dtype, &known, &files)?;
             for recipe in recipes.iter().filter(|r| !is_widening(r.source_dtype(), r.dtype)) {
                 let changed = inexact_elements(&with_dtype(recipe, recipe.source_dtype()), recipe.dtype, &files)?;
@@ -99,10 +82,9 @@ pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -
         return Err(Error::Refused(problems));
     }
 
-    let (files, index) = safetensors_files(&recipes, options.max_file_size);
     let mut small = match &folder {
         Some(folder) => {
-            let links = if options.base.is_some() { Links::Follow } else { Links::Refuse };
+            let links = if options.base.is_some() || direction == Direction::Import { Links::Follow } else { Links::Refuse };
             companions::collect(folder, "", links)?
         }
         None => {
@@ -115,11 +97,17 @@ pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -
     if let (Some(_), DtypeChoice::Cast(dtype)) = (&folder, options.dtype) {
         rename_dtype(&mut small, dtype, &mut notes)?;
     }
+    if let Some(q) = quantized {
+        recipes = overlay::hugging_face(recipes, &mapping, q.quantization, q.calibrated, q.form)
+            .map_err(Error::Refused)?;
+        describe(&mut small, q, &mapping)?;
+    }
+    let (files, index) = safetensors_files(&recipes, options.max_file_size, quantized.is_some());
     if let Some(index) = index {
         small.push(SmallFile { name: "model.safetensors.index.json".into(), content: Content::Bytes(index) });
     }
     let draft = Draft {
-        direction: Direction::Export,
+        target: Format::Safetensors,
         catalog,
         destination,
         inner: None,
@@ -133,7 +121,115 @@ pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -
         casts_checked: options.dtype == DtypeChoice::Keep,
         notes,
     };
-    draft.finish(options)
+    draft.finish(&(options, quantized.map(Quantized::fingerprint)))
+}
+
+/// A source with what it says of itself.
+struct Opened {
+    /// Where its config.json and tokenizer are.
+    folder: Option<PathBuf>,
+    config: ModelConfig,
+    mapping: Mapping,
+    /// Whose tensors it holds: [`Direction::Export`] of torch_dist, [`Direction::Import`] of a Hugging Face folder.
+    direction: Direction,
+    notes: Vec<Note>,
+    problems: Vec<Problem>,
+    /// The dtypes of Hugging Face tensors that something recorded.
+    recorded: BTreeMap<String, Dtype>,
+    /// Whether the stored dtypes are right where nothing was recorded.
+    settled: bool,
+}
+
+fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
+    if catalog.format == Format::Safetensors {
+        let mut model = Model::from_folder(options.base.as_deref().unwrap_or(&catalog.folder))?;
+        let per_block = model.config.mtp.as_ref().map_or(1, |m| m.layers.len() as u64);
+        model.settle_mtp(catalog.tensors.keys(), per_block);
+        let Model { config, architecture, folder, notes } = model;
+        let mapping = (architecture.mapping)(&config, &SpecKeys::CANONICAL, config.vocab_size);
+        let (recorded, direction) = (BTreeMap::new(), Direction::Import);
+        return Ok(Opened { folder, config, mapping, direction, notes, problems: Vec::new(), recorded, settled: true });
+    }
+    let manifest = read_manifest(&catalog.folder)?;
+    let mut model = Model::from_torch_dist(catalog, options.base.as_deref())?;
+    model.settle_mtp(catalog.tensors.keys(), 1);
+    let Model { mut config, architecture, folder, mut notes } = model;
+    let mut problems = match (&folder, &catalog.common) {
+        (Some(_), Some(common)) => megatron::contradictions(&megatron::Args::from_common(common.root()), &config),
+        _ => Vec::new(),
+    };
+    let ignored = drop_training_state(catalog);
+    if ignored > 0 {
+        notes.push(Note::new(NoteKind::Ignored, format!("{ignored} entries of optimizer, scheduler and RNG state")));
+    }
+    if let Some(vocab) = options.vocab_size {
+        if folder.is_some() && vocab != config.vocab_size {
+            let what = format!("{vocab}, but config.json says vocab_size = {}", config.vocab_size);
+            problems.push(Problem::Option { option: "--vocab-size".into(), what });
+        }
+        config.vocab_size = vocab;
+    } else if let (None, Some(manifest)) = (&folder, &manifest) {
+        config.vocab_size = manifest.origin.vocab_size;
+    }
+    let stored = stored_vocab(catalog).unwrap_or(config.vocab_size);
+    if stored > config.vocab_size {
+        let text = format!("vocabulary from {stored} stored rows to {}, the surplus is zero", config.vocab_size);
+        notes.push(Note::new(NoteKind::Inferred, text));
+    }
+    let rows = stored.max(config.vocab_size);
+    check_vocabulary(&config, rows, &catalog.folder)?;
+    let mapping = (architecture.mapping)(&config, &spec_keys(catalog), rows);
+    let mut recorded = match &options.base {
+        Some(base) => base_dtypes(base)?,
+        None => BTreeMap::new(),
+    };
+    let settled = manifest.is_some();
+    recorded.extend(manifest.map(|m| m.origin.dtypes).unwrap_or_default());
+    let direction = Direction::Export;
+    Ok(Opened { folder, config, mapping, direction, notes, problems, recorded, settled })
+}
+
+/// The tensors of a Hugging Face folder as they are, checked as for an import.
+fn identities(mapping: &Mapping, catalog: &Catalog, dtype: DtypeRule<'_>) -> Result<Resolved> {
+    let mut out = resolve(mapping, catalog, Direction::Import, &|_, _, dtype| dtype)?;
+    out.recipes.clear();
+    if !out.problems.is_empty() {
+        return Ok(out);
+    }
+    let mut files = OpenFiles::new(catalog);
+    for name in &mapping.hf_order {
+        let (Some(declared), Ok(tensor)) = (mapping.hf.get(name), locate(catalog, &mut files, name)?) else { continue };
+        let len = declared.shape.iter().product();
+        out.recipes.push(Recipe {
+            name: name.clone(),
+            dtype: dtype(name, declared, tensor.dtype),
+            shape: declared.shape.clone(),
+            parts: vec![Part { target: Region::all(len), source: Some((Arc::new(tensor), Region::all(len))) }],
+            declared: declared.clone(),
+            computed: None,
+        });
+    }
+    Ok(out)
+}
+
+/// Writes into the small files what the weights are: `hf_quant_config.json`, and `quantization_config` in config.json.
+fn describe(small: &mut Vec<SmallFile>, quantized: &Quantized<'_>, mapping: &Mapping) -> Result<()> {
+    let described = exported::describe(quantized.quantization, mapping, quantized.form)?;
+    small.retain(|file| file.name != "hf_quant_config.json");
+    if let Some((hf_quant_config, quantization_config)) = described {
+        if let Some(file) = small.iter_mut().find(|f| f.name == "config.json") {
+            let text = String::from_utf8_lossy(&file.bytes()?).into_owned();
+            let path = match &file.content {
+                Content::Path(path, _) => path.clone(),
+                Content::Bytes(_) => PathBuf::from(&file.name),
+            };
+            let inserted = hf_config::insert(&text, &quantization_config).map_err(|e| e.in_file(&path, 0))?;
+            file.content = Content::Bytes(inserted.into_bytes());
+        }
+        let bytes = serde_json::to_vec_pretty(&hf_quant_config).unwrap_or_default();
+        small.push(SmallFile { name: "hf_quant_config.json".into(), content: Content::Bytes(bytes) });
+    }
+    Ok(())
 }
 
 /// Takes training state out of the catalog; returns how many entries.
@@ -188,17 +284,7 @@ fn settle_dtypes(
 
 /// The recipe as it would be without a cast.
 fn with_dtype(recipe: &Recipe, dtype: Dtype) -> Recipe {
-    let part = |p: &Part| Part {
-        target: p.target.clone(),
-        source: p.source.as_ref().map(|(tensor, region)| (Arc::clone(tensor), region.clone())),
-    };
-    Recipe {
-        name: recipe.name.clone(),
-        dtype,
-        shape: recipe.shape.clone(),
-        parts: recipe.parts.iter().map(part).collect(),
-        declared: recipe.declared.clone(),
-    }
+    Recipe { dtype, ..recipe.clone() }
 }
 
 /// Writes the dtype of the weights into config.json, as text, so that the rest of it stays as it is.

@@ -1,14 +1,18 @@
-//! Hugging Face → torch_dist.
+//! Hugging Face, or torch_dist in another layout of keys → torch_dist.
 
 use super::companions::Links;
 use super::draft::{Draft, unmapped};
 use super::layout::torch_dist_files;
-use super::{Content, Note, NoteKind, Plan, SmallFile, companions, model_error};
+use super::recut::recut;
+use super::{Content, Note, NoteKind, Plan, Quantized, SmallFile, companions};
 use crate::arch::SpecKeys;
 use crate::config::megatron;
 use crate::error::Problem;
-use crate::model::{Model, TRAVELLING};
-use crate::options::{DtypeChoice, ImportOptions};
+use crate::mapping::{Mapping, Place};
+use crate::model::{Model, TRAVELLING, spec_keys};
+use crate::options::{DtypeChoice, ImportOptions, SpecName};
+use crate::quantized::{objects, overlay};
+use crate::source;
 use crate::resolve::{Direction, Recipe, import_dtype, resolve};
 use crate::{Error, Result};
 use longshore_ckpt::torch_dist::pickle::Plain;
@@ -16,60 +20,89 @@ use longshore_ckpt::torch_dist::{item, metadata_json, pickle};
 use longshore_ckpt::{Catalog, Dtype, Format};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
-/// Plans the conversion of the Hugging Face folder `source` into the torch_dist checkpoint `destination`.
+/// Plans the conversion of the checkpoint `source` into the torch_dist checkpoint `destination`.
 pub fn plan_import(source: &Path, destination: &Path, options: &ImportOptions) -> Result<Plan> {
-    let catalog = Catalog::open(source)?;
-    if catalog.format != Format::Safetensors {
-        return Err(model_error(source, "not a Hugging Face folder but a torch_dist checkpoint"));
-    }
-    let config_folder = options.base.as_deref().unwrap_or(&catalog.folder);
-    let mut model = Model::from_folder(config_folder)?;
-    let per_block = model.config.mtp.as_ref().map_or(1, |m| m.layers.len() as u64);
-    model.settle_mtp(catalog.tensors.keys(), per_block);
-    let Model { config, architecture, mut notes, .. } = model;
+    plan(source, destination, options, None)
+}
+
+/// The same with quantizers.
+pub fn plan_quantized_import(
+    source: &Path,
+    destination: &Path,
+    options: &ImportOptions,
+    quantized: &Quantized<'_>,
+) -> Result<Plan> {
+    plan(source, destination, options, Some(quantized))
+}
+
+fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: Option<&Quantized<'_>>) -> Result<Plan> {
+    let mut catalog = Catalog::open(source)?;
+    let mut opened = open(&mut catalog, options)?;
+    let (config, architecture) = (&opened.model.config, opened.model.architecture);
 
     let vocab = config.vocab_size;
     let padded = padded_vocab(vocab, config.hidden_size, options)?;
+    let mut notes = std::mem::take(&mut opened.model.notes);
     if padded > vocab {
         let text = format!("vocabulary from {vocab} to {padded} rows, with zeros (--make-vocab-size-divisible-by)");
         notes.push(Note::new(NoteKind::Padded, text));
     }
-    let keys = SpecKeys::of(options);
-    let mapping = (architecture.mapping)(&config, &keys, padded);
+    // ModelOpt stores sequential experts apart, each with its quantizers.
+    let single_experts = quantized.is_some() && options.spec == SpecName::Local;
+    let keys = SpecKeys { single_experts, ..SpecKeys::of(options) };
+    let mapping = (architecture.mapping)(config, &keys, padded);
     let dtype = |_: &str, declared: &_, source| import_dtype(options.dtype, declared, source);
-    let mut resolved = resolve(&mapping, &catalog, Direction::Import, &dtype)?;
-    let mut problems = (architecture.check_layout)(&config, options.layout);
+    let mut resolved = match &opened.stored {
+        None => resolve(&mapping, &catalog, Direction::Import, &dtype)?,
+        Some(stored) => recut(stored, &mapping, &catalog, &dtype)?,
+    };
+    let mut problems = (architecture.check_layout)(config, options.layout);
     if options.iteration.is_some_and(|n| i64::try_from(n).is_err()) {
         problems.push(Problem::Option { option: "--iteration".into(), what: "is too large to be stored".into() });
     }
     problems.append(&mut resolved.problems);
     unmapped(&resolved.unmapped, &catalog, options.allow_unmapped, &mut problems, &mut notes);
+    let mut recipes = resolved.recipes;
+    let plain = params_dtype(options.dtype, &recipes);
+    let dtypes = origin_dtypes(&recipes);
+    let mut states = BTreeMap::new();
+    let mut small = match &opened.model.folder {
+        Some(folder) => companions::collect(folder, &format!("{TRAVELLING}/"), opened.links)?,
+        None => Vec::new(),
+    };
+    if let Some(q) = quantized {
+        if let Err(mut found) = overlay::megatron(&mut recipes, &mapping, q.quantization, q.calibrated) {
+            problems.append(&mut found);
+        }
+        states = objects::states(q.quantization, &recipes, &mapping.objects);
+        let files = objects::modelopt_state(q.config);
+        small.extend(files.into_iter().map(|(name, bytes)| SmallFile { name, content: Content::Bytes(bytes) }));
+    }
     if !problems.is_empty() {
         return Err(Error::Refused(problems));
     }
+    let mut objects = with_empty_states(&mapping.objects);
+    objects.extend(states);
 
-    let recipes = resolved.recipes;
-    let files =
-        torch_dist_files(&recipes, &mapping.objects, options.layout, config.layers.len() as u64, options.max_file_size);
-    let params = params_dtype(options.dtype, &recipes);
+    let layers = config.layers.len() as u64;
+    let files = torch_dist_files(&recipes, &objects, options.layout, layers, options.max_file_size);
     let arguments =
-        megatron::args(&config, options.layout, options.spec, padded, params, options.make_vocab_size_divisible_by);
-    let mut small = companions::collect(config_folder, &format!("{TRAVELLING}/"), Links::Follow)?;
+        megatron::args(config, options.layout, options.spec, padded, plain, options.make_vocab_size_divisible_by);
     small.push(SmallFile { name: "metadata.json".into(), content: Content::Bytes(metadata_json().to_vec()) });
-    let common = common_state(arguments, options.iteration);
+    let common = common_state(arguments, options.iteration, single_experts);
     small.push(SmallFile {
         name: "common.pt".into(),
         content: Content::Bytes(item::object_item(&pickle::dump(&common))),
     });
 
     let draft = Draft {
-        direction: Direction::Import,
+        target: Format::TorchDist,
         catalog,
         destination,
         inner: Some(options.iteration.map_or_else(|| "release".to_string(), |n| format!("iter_{n:07}"))),
-        config,
-        dtypes: origin_dtypes(&recipes),
+        dtypes,
         mapping,
         recipes,
         files,
@@ -77,8 +110,40 @@ pub fn plan_import(source: &Path, destination: &Path, options: &ImportOptions) -
         dropped: resolved.unmapped,
         casts_checked: false,
         notes,
+        config: opened.model.config,
     };
-    draft.finish(options)
+    draft.finish(&(options, quantized.map(Quantized::fingerprint)))
+}
+
+/// A source with what it says of itself.
+struct Opened {
+    model: Model,
+    /// The mapping of its keys, where it is torch_dist.
+    stored: Option<Mapping>,
+    links: Links,
+}
+
+fn open(catalog: &mut Catalog, options: &ImportOptions) -> Result<Opened> {
+    match catalog.format {
+        Format::Safetensors => {
+            let mut model = Model::from_folder(options.base.as_deref().unwrap_or(&catalog.folder))?;
+            let per_block = model.config.mtp.as_ref().map_or(1, |m| m.layers.len() as u64);
+            model.settle_mtp(catalog.tensors.keys(), per_block);
+            Ok(Opened { model, stored: None, links: Links::Follow })
+        }
+        Format::TorchDist => {
+            let (model, rows) = source::torch_dist(catalog, options.base.as_deref())?;
+            let stored = (model.architecture.mapping)(&model.config, &spec_keys(catalog), rows);
+            let links = if options.base.is_some() { Links::Follow } else { Links::Refuse };
+            Ok(Opened { model, stored: Some(stored), links })
+        }
+    }
+}
+
+/// The objects of a plain checkpoint: every extra state is empty.
+fn with_empty_states(objects: &BTreeMap<String, Place>) -> BTreeMap<String, (Place, Arc<[u8]>)> {
+    let empty: Arc<[u8]> = item::empty_extra_state().into();
+    objects.iter().map(|(name, place)| (name.clone(), (*place, Arc::clone(&empty)))).collect()
 }
 
 /// Rows of the vocabulary on the Megatron side.
@@ -112,10 +177,10 @@ fn origin_dtypes(recipes: &[Recipe]) -> BTreeMap<String, Dtype> {
 }
 
 /// What `common.pt` holds, see `docs/torch_dist.md`. `save_checkpoint(1, …, release=True)` stores iteration 1.
-fn common_state(arguments: Vec<(String, Plain)>, iteration: Option<u64>) -> Plain {
+fn common_state(arguments: Vec<(String, Plain)>, iteration: Option<u64>, single_experts: bool) -> Plain {
     let text = |s: &str| Plain::Str(s.into());
     let content = vec![
-        (text("singleton_local_shards"), Plain::Bool(false)),
+        (text("singleton_local_shards"), Plain::Bool(single_experts)),
         (text("chained_optim_avoid_prefix"), Plain::Bool(true)),
     ];
     Plain::Dict(vec![

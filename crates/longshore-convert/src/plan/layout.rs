@@ -3,8 +3,8 @@
 use super::{Item, OutChunk, OutFile};
 use crate::mapping::Place;
 use crate::options::Layout;
-use crate::resolve::Recipe;
-use longshore_ckpt::torch_dist::item::{Frame, empty_extra_state};
+use crate::resolve::{Computed, Recipe};
+use longshore_ckpt::torch_dist::item::Frame;
 use longshore_ckpt::{Rect, safetensors};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +20,10 @@ pub(super) fn cut(recipe: &Recipe, tp: u64, max_chunk: u64) -> Vec<Rect> {
     let shape = &recipe.shape;
     let whole = Rect::whole(shape);
     let declared = &recipe.declared;
+    if recipe.computed.is_some() {
+        // Scales and the like: small, and produced front to back.
+        return vec![whole];
+    }
     if declared.experts {
         return slices(&whole, 0, shape[0]);
     }
@@ -57,7 +61,7 @@ type Group = (u64, Option<u64>);
 /// The data files of a torch_dist checkpoint.
 pub(super) fn torch_dist_files(
     recipes: &[Recipe],
-    objects: &BTreeMap<String, Place>,
+    objects: &BTreeMap<String, (Place, Arc<[u8]>)>,
     layout: Layout,
     layers: u64,
     max_file_size: Option<u64>,
@@ -81,9 +85,8 @@ pub(super) fn torch_dist_files(
         }
     }
     let mut states: BTreeMap<Group, Vec<Item>> = BTreeMap::new();
-    let empty: Arc<[u8]> = empty_extra_state().into();
-    for (name, place) in objects {
-        let item = Item::Bytes { object: Some(name.clone()), bytes: Arc::clone(&empty) };
+    for (name, (place, bytes)) in objects {
+        let item = Item::Bytes { object: Some(name.clone()), bytes: Arc::clone(bytes) };
         states.entry((stage(*place), None)).or_default().push(item);
         groups.entry((stage(*place), None)).or_default();
     }
@@ -117,6 +120,10 @@ fn item_len(recipe: &Recipe, rect: &Rect) -> u64 {
 
 /// Where a box begins in the source, for sorting: file, then offset.
 fn source_position(recipe: &Recipe, rect: &Rect) -> u64 {
+    if let Some(Computed::Encoded(encoding, _)) = &recipe.computed {
+        let weight = encoding.weight.recipes().next();
+        return weight.map_or(0, |weight| source_position(weight, &Rect::whole(&weight.shape)));
+    }
     let global = rect.run_at(&recipe.shape, 0).0;
     let part = recipe.parts.iter().find_map(|p| p.target.find(global).map(|(index, _)| (p, index)));
     let Some((Some((source, region)), index)) = part.map(|(p, index)| (p.source.as_ref(), index)) else { return 0 };
@@ -127,8 +134,9 @@ fn source_position(recipe: &Recipe, rect: &Rect) -> u64 {
     chunk.map_or(0, |(extent, local)| (u64::from(extent.file) << 44) + extent.offset + local * source.dtype.size())
 }
 
-/// The data files of a Hugging Face folder in release layout, and the index where there are several.
-pub(super) fn safetensors_files(recipes: &[Recipe], max_file_size: u64) -> (Vec<OutFile>, Option<Vec<u8>>) {
+/// The data files of a Hugging Face folder in release layout, and the index where there are several. Packed weights stay
+/// beside their scales (`in_order`), so that a weight is read once for both.
+pub(super) fn safetensors_files(recipes: &[Recipe], max_file_size: u64, in_order: bool) -> (Vec<OutFile>, Option<Vec<u8>>) {
     let mut shards: Vec<Vec<usize>> = Vec::new();
     let mut size = 0;
     for (index, recipe) in recipes.iter().enumerate() {
@@ -146,7 +154,9 @@ pub(super) fn safetensors_files(recipes: &[Recipe], max_file_size: u64) -> (Vec<
     let mut files = Vec::new();
     for (number, mut shard) in shards.into_iter().enumerate() {
         // Widest first, as the safetensors library writes them: then every tensor is aligned to its elements.
-        shard.sort_by_key(|&i| std::cmp::Reverse(recipes[i].dtype.size()));
+        if !in_order || !aligned(recipes, &shard) {
+            shard.sort_by_key(|&i| std::cmp::Reverse(recipes[i].dtype.size()));
+        }
         let name = match count {
             1 => "model.safetensors".to_string(),
             _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
@@ -169,6 +179,16 @@ pub(super) fn safetensors_files(recipes: &[Recipe], max_file_size: u64) -> (Vec<
     (files, index)
 }
 
+/// Whether every tensor begins at a multiple of its element's size, one after the other.
+fn aligned(recipes: &[Recipe], shard: &[usize]) -> bool {
+    let mut at = 0u64;
+    shard.iter().all(|&i| {
+        let begins = at;
+        at += recipes[i].size();
+        begins.is_multiple_of(recipes[i].dtype.size())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -182,7 +202,7 @@ mod tests {
         let (shape, rule) = (shape.to_vec(), Location::caller());
         let precision = Precision::Params;
         let declared = Declared { shape: shape.clone(), precision, tp_axis, experts, place: Place::First, rule };
-        Recipe { name: "w".into(), dtype: Dtype::Bfloat16, shape, parts: Vec::new(), declared }
+        Recipe { name: "w".into(), dtype: Dtype::Bfloat16, shape, parts: Vec::new(), declared, computed: None }
     }
 
     proptest! {

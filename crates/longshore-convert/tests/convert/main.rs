@@ -7,6 +7,7 @@ mod gather;
 mod golden;
 mod hf_folder;
 mod properties;
+mod quant_state;
 mod random;
 mod refusals;
 mod shared_data;

@@ -13,12 +13,16 @@ mod math;
 pub mod matrix;
 mod moe;
 mod norm;
+mod observe;
 pub mod pool;
 mod store;
 mod tasks;
 
-use crate::backend::{Backend, MambaOptions, Routing, Segment};
+use crate::backend::{Backend, Inputs, MambaOptions, Probe, Routing, Segment};
+use crate::error::Result;
 use crate::layers::{AttentionWeights, MambaWeights, MoeWeights};
+use crate::quantized::InputQuantizer;
+use crate::stats::{InputStats, StatsWanted};
 use half::bf16;
 use isa::Isa;
 use longshore_ckpt::Dtype;
@@ -109,6 +113,8 @@ type Job<'a, T> = (&'a [T], &'a Matrix, &'a mut [f32]);
 trait Element: Copy + Default + Send + Sync + 'static {
     /// The values in this type, rounded where it is narrower.
     fn of<'a>(cpu: &Cpu, x: &'a [f32]) -> Input<'a, Self>;
+    /// The same of values that nothing else needs.
+    fn own(cpu: &Cpu, x: Pooled<f32>) -> Pooled<Self>;
     /// A buffer of any content.
     fn buffer(cpu: &Cpu, len: usize) -> Pooled<Self>;
     fn products(cpu: &Cpu, jobs: &mut [Job<'_, Self>]);
@@ -136,6 +142,10 @@ impl Element for f32 {
         Input::Same(x)
     }
 
+    fn own(_: &Cpu, x: Pooled<f32>) -> Pooled<Self> {
+        x
+    }
+
     fn buffer(cpu: &Cpu, len: usize) -> Pooled<Self> {
         cpu.floats(len)
     }
@@ -147,9 +157,11 @@ impl Element for f32 {
 
 impl Element for bf16 {
     fn of<'a>(cpu: &Cpu, x: &'a [f32]) -> Input<'a, Self> {
-        let mut out = Self::buffer(cpu, x.len());
-        each(&cpu.pool, &mut pairs(x, &mut out), |(x, out)| matrix::to_bf16(cpu.isa, x, out));
-        Input::Rounded(out)
+        Input::Rounded(rounded(cpu, x))
+    }
+
+    fn own(cpu: &Cpu, x: Pooled<f32>) -> Pooled<Self> {
+        rounded(cpu, &x)
     }
 
     fn buffer(cpu: &Cpu, len: usize) -> Pooled<Self> {
@@ -173,6 +185,12 @@ impl Element for bf16 {
         let mut products: Vec<_> = products.map(|(x, (_, w, out))| Product { x, w, out }).collect();
         matrix::matmul_f32(&cpu.pool, cpu.isa, &mut products);
     }
+}
+
+fn rounded(cpu: &Cpu, x: &[f32]) -> Pooled<bf16> {
+    let mut out = take(&cpu.halves, x.len());
+    each(&cpu.pool, &mut pairs(x, &mut out), |(x, out)| matrix::to_bf16(cpu.isa, x, out));
+    out
 }
 
 /// Equal pieces of two slices, of a size worth a task.
@@ -273,6 +291,45 @@ impl Backend for Cpu {
         }
     }
 
+    fn fake_quantize(&self, x: &Rows, quantizer: &InputQuantizer) -> Rows {
+        let width = x.width;
+        let mut data = self.floats(x.data.len());
+        row_blocks(&self.pool, &mut data, width, ROWS_PER_TASK, |first, rows| {
+            rows.copy_from_slice(&x.data[first * width..][..rows.len()]);
+            quantizer.apply(rows);
+        });
+        Rows { width, data }
+    }
+
+    fn observe(&self, inputs: &Inputs<'_, Self>, wanted: StatsWanted, stats: &mut InputStats) {
+        observe::observe(self, inputs, wanted, stats);
+    }
+
+    fn columns(&self, x: &Rows, columns: &[Range<usize>]) -> Rows {
+        let width = columns.iter().map(Range::len).sum();
+        let mut data = self.floats(x.data.len() / x.width * width);
+        for (row, out) in x.data.chunks_exact(x.width).zip(data.chunks_exact_mut(width)) {
+            let mut out = out;
+            for range in columns {
+                let (part, rest) = out.split_at_mut(range.len());
+                part.copy_from_slice(&row[range.clone()]);
+                out = rest;
+            }
+        }
+        Rows { width, data }
+    }
+
+    fn set_columns(&self, x: &mut Rows, columns: &[Range<usize>], values: &Rows) {
+        for (row, values) in x.data.chunks_exact_mut(x.width).zip(values.data.chunks_exact(values.width)) {
+            let mut values = values;
+            for range in columns {
+                let (part, rest) = values.split_at(range.len());
+                row[range.clone()].copy_from_slice(part);
+                values = rest;
+            }
+        }
+    }
+
     fn add(&self, x: &Rows, residual: &mut Rows) {
         let width = x.width;
         row_blocks(&self.pool, &mut residual.data, width, ROWS_PER_TASK, |first, rows| {
@@ -329,10 +386,16 @@ impl Backend for Cpu {
         attention::run(&self.pool, self.isa, &weights.spec, &qkv.data, segments, &mut out.data);
     }
 
-    fn moe(&self, weights: &MoeWeights<Self>, u: &Rows, out: &mut Rows) -> Routing {
+    fn moe(
+        &self,
+        weights: &MoeWeights<Self>,
+        u: &Rows,
+        out: &mut Rows,
+        probe: &mut dyn Probe<Self>,
+    ) -> Result<Routing> {
         match self.precision {
-            Precision::Float32 => moe::run::<f32>(self, weights, &u.data, u.width, &mut out.data),
-            Precision::Bfloat16 => moe::run::<bf16>(self, weights, &u.data, u.width, &mut out.data),
+            Precision::Float32 => moe::run::<f32>(self, weights, u, &mut out.data, probe),
+            Precision::Bfloat16 => moe::run::<bf16>(self, weights, u, &mut out.data, probe),
         }
     }
 }

@@ -32,7 +32,8 @@ const TOLERANCE: f32 = 2e-5;
 fn model_of(folder: &Path, precision: Precision, isa: Isa, threads: usize, dt_min: Option<f32>) -> Arc<Model<Cpu>> {
     let source = Source::open(folder, None, false).expect("a golden model opens");
     let backend = Cpu::with_isa(threads, precision, isa).expect("threads start");
-    Model::load(source, backend, &ModelOptions { dt_min, memory: None, threads }).expect("a golden model loads")
+    Model::load(source, backend, &ModelOptions { dt_min, threads, ..ModelOptions::default() })
+        .expect("a golden model loads")
 }
 
 /// The model with the least memory that it can do with.
@@ -42,7 +43,7 @@ fn smallest(folder: &Path, precision: Precision, demand: &Demand) -> Arc<Model<C
         let source = Source::open(folder, None, false).expect("a golden model opens");
         let backend = Cpu::new(2, precision).expect("threads start");
         let memory = Some((budget, demand.clone()));
-        match Model::load(source, backend, &ModelOptions { dt_min: None, memory, threads: 2 }) {
+        match Model::load(source, backend, &ModelOptions { memory, threads: 2, ..ModelOptions::default() }) {
             Ok(model) => return model,
             Err(Error::Memory { needed, .. }) => budget = needed,
             Err(error) => panic!("{error}"),

@@ -8,6 +8,7 @@ mod export;
 mod generate;
 mod inspect;
 mod logits;
+mod quantize;
 mod verify;
 mod write;
 
@@ -40,6 +41,7 @@ pub(crate) fn run(command: &Command, env: &Env, report: &Report) -> Result<Answe
             args.write.dry_run = true;
             convert::run(&args, env, report)
         }
+        Command::Quantize(args) => quantize::run(args, env, report),
         Command::Export(args) => export::run(args, env, report),
         Command::Generate(args) => generate::run(args, env, report),
         Command::Logits(args) => logits::run(args, env, report),

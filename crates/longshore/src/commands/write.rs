@@ -48,11 +48,7 @@ pub(super) fn run(command: &str, paths: &Paths, options: &WriteOptions, report: 
             report.data(&plan_table(&plan, report.verbosity() > 0))?;
         }
     } else {
-        let progress = ProgressBar::new(report)?;
-        let run = RunOptions { threads: options.threads, force: options.force };
-        let result = progress.finish(execute(&plan, &run, &progress))?;
-        say_result(&result, plan.summary().target.files, started, report);
-        fields["result"] = json!(result);
+        fields["result"] = json!(execute_plan(&plan, options, started, report)?);
         fields["timings"] = json!({"plan_seconds": plan_seconds, "total_seconds": started.elapsed().as_secs_f64()});
         fields["peak_memory"] = json!(peak_memory());
     }
@@ -60,6 +56,15 @@ pub(super) fn run(command: &str, paths: &Paths, options: &WriteOptions, report: 
         report.json(command, &fields)?;
     }
     Ok(Answer::Yes)
+}
+
+/// Writes what is planned and says so.
+pub(super) fn execute_plan(plan: &Plan, options: &WriteOptions, started: Instant, report: &Report) -> Result<run::Report> {
+    let progress = ProgressBar::new(report)?;
+    let run = RunOptions { threads: options.threads, force: options.force };
+    let result = progress.finish(execute(plan, &run, &progress))?;
+    say_result(&result, plan.summary().target.files, started, report);
+    Ok(result)
 }
 
 /// The plan, once the model arguments of `MLM_EXTRA_ARGS` agree with the model.
@@ -90,7 +95,7 @@ fn say_plan(plan: &Plan, paths: &Paths, options: &WriteOptions, unused: &[String
     }
 }
 
-fn source_line(summary: &Summary, paths: &Paths) -> String {
+pub(super) fn source_line(summary: &Summary, paths: &Paths) -> String {
     let side = &summary.source;
     let from = match paths.source.origin {
         Origin::Flag if paths.source.value == paths.folder => String::new(),
@@ -108,7 +113,7 @@ fn source_line(summary: &Summary, paths: &Paths) -> String {
     )
 }
 
-fn target_line(summary: &Summary, paths: &Paths, options: &WriteOptions) -> String {
+pub(super) fn target_line(summary: &Summary, paths: &Paths, options: &WriteOptions) -> String {
     let side = &summary.target;
     let mut parts = vec![format_name(side.format).to_owned()];
     parts.extend(shown_options(options));
@@ -157,7 +162,7 @@ fn shown_options(options: &WriteOptions) -> Vec<String> {
     parts
 }
 
-fn note_word(kind: NoteKind) -> &'static str {
+pub(super) fn note_word(kind: NoteKind) -> &'static str {
     match kind {
         NoteKind::Inferred => "Inferred",
         NoteKind::Dropped => "Dropped",

@@ -25,6 +25,8 @@ pub enum Plain {
     Global(String, String),
     /// An `argparse.Namespace` with these attributes, in this order.
     Namespace(Vec<(String, Plain)>),
+    /// `torch.Size`, in elements.
+    Size(Vec<u64>),
 }
 
 /// The pickle of `value`.
@@ -214,6 +216,16 @@ impl Writer {
                     self.plain(value);
                 }
                 self.raw(b"ub");
+            }
+            Plain::Size(sizes) => {
+                self.global("torch", "Size");
+                self.mark();
+                for &n in sizes {
+                    self.uint(n);
+                }
+                self.tuple();
+                // `TUPLE1`, `REDUCE`: the tuple is the only argument.
+                self.raw(b"\x85R");
             }
         }
     }

@@ -6,44 +6,101 @@
 use super::isa::per_isa;
 use super::math::sigmoid;
 use super::matrix::Matrix;
+use super::store::Pooled;
 use super::tasks::row_blocks;
-use super::{Cpu, Element, norm};
-use crate::backend::Routing;
-use crate::layers::MoeWeights;
+use super::{Cpu, Element, Input, Rows, norm};
+use crate::backend::{Backend, ExpertRows, Inputs, Probe, Routing};
+use crate::error::Result;
+use crate::layers::{MoeWeights, show};
+use crate::quantized::InputQuantizer;
+use crate::site::Site;
 use longshore_convert::config::Moe;
 
 /// The whole layer: `out = experts(u) + shared_expert(u)`, rows of `hidden` elements.
-pub(super) fn run<T: Element>(cpu: &Cpu, w: &MoeWeights<Cpu>, u: &[f32], hidden: usize, out: &mut [f32]) -> Routing {
-    let tokens = u.len() / hidden;
-    let routing = route(cpu, w, u, hidden);
-    let input = T::of(cpu, u);
-    let shared_ffn = w.spec.shared_ffn as usize;
-    let mut shared = cpu.floats(tokens * shared_ffn);
+pub(super) fn run<T: Element>(
+    cpu: &Cpu,
+    w: &MoeWeights<Cpu>,
+    u: &Rows,
+    out: &mut [f32],
+    probe: &mut dyn Probe<Cpu>,
+) -> Result<Routing> {
+    let hidden = u.width;
+    let tokens = u.data.len() / hidden;
+    let routing = route(cpu, w, &u.data, hidden);
+    let plain = T::of(cpu, &u.data);
+    show(cpu, probe, Site::SharedFc1, u, tokens)?;
+    let shared_input = quantized::<T>(cpu, u, w.shared_fc1.input.as_deref());
+    let mut shared =
+        Shared { input: shared_input.as_deref().unwrap_or(&plain), inner: rows(cpu, tokens, w.spec.shared_ffn) };
     let sent = Sent::new(&routing.experts, w.spec.experts as usize, w.spec.top_k as usize);
-    let width = w.spec.latent.map_or(hidden, |l| l as usize);
-    let mut routed = cpu.floats(tokens * width);
-    if let Some((down, up)) = &w.latent {
-        let mut latent = cpu.floats(tokens * width);
-        cpu.products(&mut [(&input, down, &mut latent), (&input, &w.shared_fc1, &mut shared)]);
-        experts::<T>(cpu, w, &T::of(cpu, &latent), width, &sent, &routing, None, &mut routed);
-        cpu.relu_squared_rows(&mut shared, shared_ffn);
-        let (routed, shared) = (T::of(cpu, &routed), T::of(cpu, &shared));
-        let mut added = cpu.floats(out.len());
-        cpu.products(&mut [(&routed, up, out), (&shared, &w.shared_fc2, &mut added)]);
-        cpu.add_rows(&added, out, hidden);
-    } else {
-        let shared = Some(Shared { input: &input, inner: &mut shared, out });
-        experts::<T>(cpu, w, &input, hidden, &sent, &routing, shared, &mut routed);
-        cpu.add_rows(&routed, out, hidden);
-    }
-    routing
+    let Some((down, up)) = &w.latent else {
+        let input = Routed { rows: u, plain: &plain, sent: &sent, routing: &routing };
+        let routed = experts::<T>(cpu, w, &input, Some((&mut shared, out)), probe)?;
+        cpu.add_rows(&routed.data, out, hidden);
+        return Ok(routing);
+    };
+    show(cpu, probe, Site::LatentDown, u, tokens)?;
+    let down_input = quantized::<T>(cpu, u, down.input.as_deref());
+    let down_input = down_input.as_deref().unwrap_or(&plain);
+    let mut latent = rows(cpu, tokens, w.spec.latent.unwrap_or_default());
+    cpu.products(&mut [
+        (down_input, &down.matrix, &mut latent.data),
+        (shared.input, &w.shared_fc1.matrix, &mut shared.inner.data),
+    ]);
+    let input = Routed { rows: &latent, plain: &T::of(cpu, &latent.data), sent: &sent, routing: &routing };
+    let routed = experts::<T>(cpu, w, &input, None, probe)?;
+    show(cpu, probe, Site::LatentUp, &routed, tokens)?;
+    let routed_input = enter::<T>(cpu, &routed, up.input.as_deref());
+    let shared_inner = shared.activate(cpu, w, tokens, probe)?;
+    let mut added = cpu.floats(out.len());
+    cpu.products(&mut [(&routed_input, &up.matrix, out), (&shared_inner, &w.shared_fc2.matrix, &mut added)]);
+    cpu.add_rows(&added, out, hidden);
+    Ok(routing)
 }
 
-/// The shared expert, where it reads what the routed experts read: its products join theirs.
+/// A buffer of any content.
+fn rows(cpu: &Cpu, rows: usize, width: u64) -> Rows {
+    Rows { width: width as usize, data: cpu.floats(rows * width as usize) }
+}
+
+/// What a linear with this quantizer reads; `None` without one.
+fn quantized<T: Element>(cpu: &Cpu, x: &Rows, quantizer: Option<&InputQuantizer>) -> Option<Pooled<T>> {
+    quantizer.map(|quantizer| T::own(cpu, cpu.fake_quantize(x, quantizer).data))
+}
+
+/// What a linear reads.
+fn enter<'a, T: Element>(cpu: &Cpu, x: &'a Rows, quantizer: Option<&InputQuantizer>) -> Input<'a, T> {
+    quantized::<T>(cpu, x, quantizer).map_or_else(|| T::of(cpu, &x.data), Input::Rounded)
+}
+
+/// The shared expert on its way: where it reads what the routed experts read, its products join theirs.
 struct Shared<'a, T> {
     input: &'a [T],
-    inner: &'a mut [f32],
-    out: &'a mut [f32],
+    inner: Rows,
+}
+
+impl<T: Element> Shared<'_, T> {
+    /// From the first linear's result to the second one's input.
+    fn activate(
+        &mut self,
+        cpu: &Cpu,
+        w: &MoeWeights<Cpu>,
+        tokens: usize,
+        probe: &mut dyn Probe<Cpu>,
+    ) -> Result<Input<'_, T>> {
+        cpu.relu_squared_rows(&mut self.inner.data, self.inner.width);
+        show(cpu, probe, Site::SharedFc2, &self.inner, tokens)?;
+        Ok(enter::<T>(cpu, &self.inner, w.shared_fc2.input.as_deref()))
+    }
+}
+
+/// What the routed experts read.
+struct Routed<'a, T> {
+    rows: &'a Rows,
+    /// The same as it enters a product that is not quantized.
+    plain: &'a [T],
+    sent: &'a Sent,
+    routing: &'a Routing,
 }
 
 /// The tokens of each expert.
@@ -78,40 +135,65 @@ impl Sent {
     }
 }
 
-/// `out[t] = sum_e weight * fc2(relu(fc1(x[t]))^2)`.
-#[expect(clippy::too_many_arguments, reason = "one for each buffer of the formula")]
+/// `sum_e weight * fc2(relu(fc1(x[t]))^2)` of every token t.
 fn experts<T: Element>(
     cpu: &Cpu,
     w: &MoeWeights<Cpu>,
-    x: &[T],
-    width: usize,
-    sent: &Sent,
-    routing: &Routing,
-    mut shared: Option<Shared<'_, T>>,
-    out: &mut [f32],
-) {
-    let ffn = w.spec.expert_ffn as usize;
+    x: &Routed<'_, T>,
+    shared: Option<(&mut Shared<'_, T>, &mut [f32])>,
+    probe: &mut dyn Probe<Cpu>,
+) -> Result<Rows> {
+    let Routed { sent, routing, .. } = *x;
+    let (width, ffn) = (x.rows.width, w.spec.expert_ffn as usize);
+    let tokens = x.rows.data.len() / width;
+    // A token's row is quantized once for all of its experts.
+    let input = quantized::<T>(cpu, x.rows, w.fc1.input.as_deref());
+    let input = input.as_deref().unwrap_or(x.plain);
+    if probe.all_experts() {
+        show_all::<T>(cpu, w, x.rows, input, probe)?;
+    } else if probe.wants(Site::ExpertFc1) {
+        let rows: Vec<usize> = sent.rows.iter().map(|r| r.0).collect();
+        let experts = ExpertRows { starts: &sent.starts, rows: Some(&rows), weights: None };
+        let (site, experts) = (Site::ExpertFc1, Some(experts));
+        probe.inputs(cpu, &Inputs { site, rows: x.rows, count: tokens, experts })?;
+    }
     let mut gathered = T::buffer(cpu, sent.rows.len() * width);
     for (row, &(token, _)) in gathered.chunks_exact_mut(width).zip(&sent.rows) {
-        row.copy_from_slice(&x[token * width..][..width]);
+        row.copy_from_slice(&input[token * width..][..width]);
     }
-    let mut inner = cpu.floats(sent.rows.len() * ffn);
-    let mut jobs = split(sent, &w.fc1, &gathered, width, &mut inner, ffn);
-    if let Some(shared) = &mut shared {
-        jobs.push((shared.input, &w.shared_fc1, &mut *shared.inner));
+    let mut inner = rows(cpu, sent.rows.len(), w.spec.expert_ffn);
+    let mut jobs = split(sent, &w.fc1.matrices, &gathered, width, &mut inner.data, ffn);
+    let mut shared = shared;
+    if let Some((shared, _)) = &mut shared {
+        jobs.push((shared.input, &w.shared_fc1.matrix, &mut shared.inner.data));
     }
     cpu.products(&mut jobs);
-    cpu.relu_squared_rows(&mut inner, ffn);
-    let inner = T::of(cpu, &inner);
+    cpu.relu_squared_rows(&mut inner.data, ffn);
+    let weights: Vec<f32> = sent.rows.iter().map(|r| routing.weights[r.1]).collect();
+    if probe.wants(Site::ExpertFc2) {
+        let experts = ExpertRows { starts: &sent.starts, rows: None, weights: Some(&weights) };
+        let (site, experts) = (Site::ExpertFc2, Some(experts));
+        probe.inputs(cpu, &Inputs { site, rows: &inner, count: sent.rows.len(), experts })?;
+    }
+    if w.weight_before_fc2 {
+        row_blocks(&cpu.pool, &mut inner.data, ffn, 8, |first, rows| {
+            for (row, weight) in rows.chunks_exact_mut(ffn).zip(&weights[first..]) {
+                for x in row {
+                    *x *= weight;
+                }
+            }
+        });
+    }
+    let inner = enter::<T>(cpu, &inner, w.fc2.input.as_deref());
     let mut results = cpu.floats(sent.rows.len() * width);
-    let mut jobs = split(sent, &w.fc2, &inner, ffn, &mut results, width);
-    let shared = shared.map(|shared| {
-        cpu.relu_squared_rows(shared.inner, w.spec.shared_ffn as usize);
-        (T::of(cpu, shared.inner), shared.out)
-    });
+    let mut jobs = split(sent, &w.fc2.matrices, &inner, ffn, &mut results, width);
+    let shared = match shared {
+        Some((shared, out)) => Some((shared.activate(cpu, w, tokens, probe)?, out)),
+        None => None,
+    };
     match shared {
         Some((inner, out)) => {
-            jobs.push((&inner, &w.shared_fc2, out));
+            jobs.push((&inner, &w.shared_fc2.matrix, out));
             cpu.products(&mut jobs);
         }
         None => cpu.products(&mut jobs),
@@ -122,14 +204,42 @@ fn experts<T: Element>(
         at[slot] = row;
     }
     let top_k = w.spec.top_k as usize;
-    row_blocks(&cpu.pool, out, width, 8, |first, rows| {
+    let mut out = rows(cpu, tokens, width as u64);
+    row_blocks(&cpu.pool, &mut out.data, width, 8, |first, rows| {
         for (t, out) in rows.chunks_exact_mut(width).enumerate() {
             out.fill(0.0);
             for slot in (first + t) * top_k..(first + t + 1) * top_k {
-                norm::axpy(cpu.isa, routing.weights[slot], &results[at[slot] * width..][..width], out);
+                let weight = if w.weight_before_fc2 { 1.0 } else { routing.weights[slot] };
+                norm::axpy(cpu.isa, weight, &results[at[slot] * width..][..width], out);
             }
         }
     });
+    Ok(out)
+}
+
+/// Shows the probe all tokens in every expert, one expert at a time.
+fn show_all<T: Element>(
+    cpu: &Cpu,
+    w: &MoeWeights<Cpu>,
+    x: &Rows,
+    input: &[T],
+    probe: &mut dyn Probe<Cpu>,
+) -> Result<()> {
+    let tokens = x.data.len() / x.width;
+    for (e, fc1) in w.fc1.matrices.iter().enumerate() {
+        let starts: Vec<usize> = (0..=w.fc1.matrices.len()).map(|i| if i <= e { 0 } else { tokens }).collect();
+        let experts = Some(ExpertRows { starts: &starts, rows: None, weights: None });
+        if probe.wants(Site::ExpertFc1) {
+            probe.inputs(cpu, &Inputs { site: Site::ExpertFc1, rows: x, count: tokens, experts })?;
+        }
+        if probe.wants(Site::ExpertFc2) {
+            let mut inner = rows(cpu, tokens, w.spec.expert_ffn);
+            cpu.products(&mut [(input, fc1, &mut inner.data)]);
+            cpu.relu_squared_rows(&mut inner.data, inner.width);
+            probe.inputs(cpu, &Inputs { site: Site::ExpertFc2, rows: &inner, count: tokens, experts })?;
+        }
+    }
+    Ok(())
 }
 
 /// One product for each expert that has tokens.

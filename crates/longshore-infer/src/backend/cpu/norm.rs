@@ -49,7 +49,7 @@ per_isa! {
 
 /// To the nearest bfloat16, ties to even, as a float32. Infinities and NaN stay.
 #[inline(always)]
-fn rounded(x: f32) -> f32 {
+pub(super) fn rounded(x: f32) -> f32 {
     let bits = x.to_bits();
     let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
     f32::from_bits(if x.is_nan() { bits | 0x0040_0000 } else { nearest })

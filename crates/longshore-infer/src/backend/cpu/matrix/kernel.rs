@@ -5,15 +5,15 @@
 use super::simd::{Scalar, Simd};
 #[cfg(target_arch = "x86_64")]
 use super::simd_x86::{Avx2, Avx512, Avx512Bf16};
-use super::{Isa, LANES, Line, PANEL};
+use super::{Isa, LANES, Line, PANEL, WeightType};
 use half::bf16;
 
 /// Most rows of activations at once: with 4 registers of weights each, 24 of the 32 registers of AVX-512 are sums.
 pub(super) const MAX_ROWS: usize = 6;
 /// Lines of a step of a panel.
-const STEP_LINES: usize = PANEL / LANES;
+pub(super) const STEP_LINES: usize = PANEL / LANES;
 /// Lines ahead that are asked for where a panel is read once, straight from memory.
-const DISTANCE: usize = 96;
+pub(super) const DISTANCE: usize = 96;
 
 /// What a kernel asks memory for while it works. Measured on Zen 4: without asking, or asking for the first-level cache,
 /// registers of 512 bits read 15 to 20 % slower than the memory allows.
@@ -34,15 +34,26 @@ pub(super) struct Tile<'a, X> {
     pub(super) x_stride: usize,
     /// The block's columns.
     pub(super) cols: usize,
-    /// The block's part of the panel.
+    /// The block's part of the panel, and its type.
     pub(super) w: &'a [Line],
+    pub(super) weight_type: WeightType,
     /// Results: rows at distances of `out_stride`, of each `width` (at most 64).
     pub(super) out: Out,
     pub(super) out_stride: usize,
     pub(super) width: usize,
+    pub(super) finish: Finish<'a>,
+    pub(super) ahead: Ahead,
+}
+
+/// What becomes of the sums of a block.
+#[derive(Clone, Copy)]
+pub(super) struct Finish<'a> {
     /// Whether this is the first block, which overwrites the results.
     pub(super) first: bool,
-    pub(super) ahead: Ahead,
+    /// Scales of this block's sums.
+    pub(super) block_scales: Option<&'a [f32; PANEL]>,
+    /// Scales of the results, after the last block.
+    pub(super) row_scales: Option<&'a [f32; PANEL]>,
 }
 
 /// Memory that a kernel may write, and its size.
@@ -269,7 +280,7 @@ unsafe fn body<S: Simd, K: Kind, const ROWS: usize, const REGS: usize>(tile: &Ti
         for (r, acc) in acc.iter().enumerate() {
             let to = tile.out.to.wrapping_add(r * tile.out_stride + column);
             // SAFETY: `width` results from here are within `tile.out`, as asserted.
-            unsafe { finish::<S, REGS>(acc, to, width, tile.first) };
+            unsafe { finish::<S, REGS>(acc, to, column, width, tile.finish) };
         }
     }
 }
@@ -307,18 +318,34 @@ unsafe fn sums<S: Simd, K: Kind, const ROWS: usize, const REGS: usize, const ASK
     acc
 }
 
-/// Writes the first `width` sums, or adds them to what is there.
+/// Writes the first `width` sums, which are those from row `column` of the panel on, or adds them to what is there.
 ///
 /// # Safety
-/// As for [`Simd`]; `to` is valid for `width` results.
+/// As for [`Simd`]; `to` is valid for `width` results, and the panel has `REGS` registers from `column` on.
 #[inline(always)]
-unsafe fn finish<S: Simd, const REGS: usize>(acc: &[S::Reg; REGS], to: *mut f32, width: usize, first: bool) {
+pub(super) unsafe fn finish<S: Simd, const REGS: usize>(
+    acc: &[S::Reg; REGS],
+    to: *mut f32,
+    column: usize,
+    width: usize,
+    how: Finish<'_>,
+) {
     if width == REGS * S::LANES {
         for (i, &acc) in acc.iter().enumerate() {
-            // SAFETY: all the registers fit `width`.
+            let at = column + i * S::LANES;
+            // SAFETY: all the registers fit `width`, and scales are as many as a panel's rows.
             unsafe {
                 let to = to.add(i * S::LANES);
-                S::store(to, if first { acc } else { S::add(S::load(to), acc) });
+                let mut sum = match how.block_scales {
+                    None if how.first => acc,
+                    None => S::add(S::load(to), acc),
+                    Some(scales) if how.first => S::mul(acc, S::load(scales.as_ptr().add(at))),
+                    Some(scales) => S::fma(acc, S::load(scales.as_ptr().add(at)), S::load(to)),
+                };
+                if let Some(scales) = how.row_scales {
+                    sum = S::mul(sum, S::load(scales.as_ptr().add(at)));
+                }
+                S::store(to, sum);
             }
         }
         return;
@@ -330,10 +357,14 @@ unsafe fn finish<S: Simd, const REGS: usize>(acc: &[S::Reg; REGS], to: *mut f32,
     }
     for (i, &sum) in sums[..width].iter().enumerate() {
         // SAFETY: `i` is below `width`.
-        unsafe {
-            let to = to.add(i);
-            *to = if first { sum } else { *to + sum };
-        }
+        let to = unsafe { &mut *to.add(i) };
+        let sum = match how.block_scales {
+            None if how.first => sum,
+            None => *to + sum,
+            Some(scales) if how.first => sum * scales[column + i],
+            Some(scales) => sum.mul_add(scales[column + i], *to),
+        };
+        *to = how.row_scales.map_or(sum, |scales| sum * scales[column + i]);
     }
 }
 

@@ -1,9 +1,12 @@
 //! Products cut into tiles for the threads, and a tile cut into blocks for the kernels.
 
-use super::kernel::{Ahead, Bf16Bf16, F32Bf16, F32F32, Kernel, MAX_ROWS, Out, Tile, kernels};
+#[cfg(target_arch = "x86_64")]
+use super::fused_x86;
+use super::kernel::{Ahead, Bf16Bf16, F32Bf16, F32F32, Finish, Kernel, MAX_ROWS, Out, STEP_LINES, Tile, kernels};
+use super::unpack::unpack;
 use super::{BLOCK_BF16, BLOCK_F32, Isa, LANES, Line, Matrix, PANEL, Pool, Product, WeightType};
 use half::bf16;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::thread::LocalKey;
 
 /// Rows of activations of a tile: their block of columns stays in the second-level cache.
@@ -18,6 +21,8 @@ const TILES_PER_THREAD: usize = 8;
 thread_local! {
     static COPY_F32: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static COPY_BF16: RefCell<Vec<bf16>> = const { RefCell::new(Vec::new()) };
+    /// A block of quantized weights, unpacked.
+    static UNPACKED: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
 }
 
 /// A type of activations.
@@ -27,7 +32,10 @@ pub(super) trait Activation: Copy + Send + Sync + 'static {
     const BLOCK: usize;
     /// A thread's copy of a tile's activations.
     fn copy() -> &'static LocalKey<RefCell<Vec<Self>>>;
+    /// The kernels for a type of weights, or for what it is unpacked into.
     fn kernels(isa: Isa, weights: WeightType) -> [Kernel<Self>; MAX_ROWS];
+    /// Kernels of 1, 2, ... rows that read quantized weights.
+    fn fused(isa: Isa, weights: WeightType) -> Vec<Kernel<Self>>;
 }
 
 impl Activation for f32 {
@@ -41,8 +49,17 @@ impl Activation for f32 {
     fn kernels(isa: Isa, weights: WeightType) -> [Kernel<Self>; MAX_ROWS] {
         match weights {
             WeightType::Float32 => kernels::<F32F32>(isa),
-            WeightType::Bfloat16 => kernels::<F32Bf16>(isa),
+            _ => kernels::<F32Bf16>(isa),
         }
+    }
+
+    fn fused(isa: Isa, weights: WeightType) -> Vec<Kernel<Self>> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(kernels) = fused_x86::fused_f32(isa, weights) {
+            return kernels.to_vec();
+        }
+        let _ = (isa, weights);
+        Vec::new()
     }
 }
 
@@ -55,8 +72,17 @@ impl Activation for bf16 {
     }
 
     fn kernels(isa: Isa, weights: WeightType) -> [Kernel<Self>; MAX_ROWS] {
-        assert!(weights == WeightType::Bfloat16, "bf16 activations need bf16 weights");
+        assert!(weights != WeightType::Float32, "bf16 activations need bf16 or quantized weights");
         kernels::<Bf16Bf16>(isa)
+    }
+
+    fn fused(isa: Isa, weights: WeightType) -> Vec<Kernel<Self>> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(kernels) = fused_x86::fused_bf16(isa, weights) {
+            return kernels.to_vec();
+        }
+        let _ = (isa, weights);
+        Vec::new()
     }
 }
 
@@ -65,7 +91,10 @@ struct Checked<'a, T> {
     x: &'a [T],
     w: &'a Matrix,
     out: Out,
+    isa: Isa,
     kernels: [Kernel<T>; MAX_ROWS],
+    /// Whether the weights are unpacked before `kernels` read them.
+    unpacked: bool,
     m: usize,
     /// The number of its first tile, its blocks of rows, and the panels of a tile.
     first_tile: usize,
@@ -108,11 +137,21 @@ fn check<'a, T: Activation>(isa: Isa, product: &'a mut Product<'_, T>) -> Checke
         w.rows,
         w.cols
     );
+    let mut kernels = T::kernels(isa, w.weight_type);
+    let mut unpacked = w.weight_type.codes().is_some();
+    let fused = if unpacked { T::fused(isa, w.weight_type) } else { Vec::new() };
+    // All rows of a product in one kernel, or else the weights are unpacked once for all.
+    if (1..=fused.len()).contains(&m) {
+        kernels[..fused.len()].copy_from_slice(&fused);
+        unpacked = false;
+    }
     Checked {
         x,
         w,
         out: Out { to: out.as_mut_ptr(), len: out.len() },
-        kernels: T::kernels(isa, w.weight_type),
+        isa,
+        kernels,
+        unpacked,
         m,
         first_tile: 0,
         row_blocks: 1,
@@ -138,15 +177,17 @@ fn run_tile<T: Activation>(product: &Checked<'_, T>, tile: usize) {
     let panels = first_panel..w.panels().min(first_panel + product.tile_panels);
     let x = &product.x[rows.start * w.cols..rows.end * w.cols];
     let size = size_of::<T>();
-    let most = (COPY_SIZE / size / rows.len() / T::BLOCK).max(1) * T::BLOCK;
+    // Parts begin where sums do.
+    let block = w.weight_type.scaled_block().unwrap_or(T::BLOCK);
+    let most = (COPY_SIZE / size / rows.len() / block).max(1).saturating_mul(block);
     if rows.len() == 1 {
         run_part(product, x, w.cols, &rows, &panels, 0..w.cols);
         return;
     }
     T::copy().with_borrow_mut(|copy| {
-        let mut begin = 0;
+        let mut begin = 0_usize;
         loop {
-            let cols = begin..w.cols.min(begin + most);
+            let cols = begin..w.cols.min(begin.saturating_add(most));
             // Rows at a distance of a power of two would share the sets of the nearest cache.
             let stride = (cols.len() * size).next_multiple_of(1024) / size + 64 / size;
             copy.resize(copy.len().max(rows.len() * stride), T::ZERO);
@@ -173,17 +214,36 @@ fn run_part<T: Activation>(
 ) {
     let w = product.w;
     let groups = rows.len().div_ceil(MAX_ROWS);
-    let line = |col: usize| if w.weight_type == WeightType::Float32 { col } else { col.div_ceil(2) } * PANEL / LANES;
+    let (unit_cols, unit_lines) = w.weight_type.unit();
+    let line = |col: usize| col.div_ceil(unit_cols) * unit_lines;
+    let mut scratch = UNPACKED.take();
+    if product.unpacked {
+        scratch.resize(scratch.len().max(T::BLOCK.div_ceil(2) * STEP_LINES), Line([0; LANES]));
+    }
     for panel in panels.clone() {
         let lines = w.panel(panel);
         let mut begin = cols.start;
         loop {
-            let end = cols.end.min(begin + T::BLOCK);
-            let block: &[Line] = &lines[line(begin)..line(end)];
+            let end = cols.end.min(w.weight_type.end_of_sum(begin, T::BLOCK));
+            let packed: &[Line] = &lines[line(begin)..line(end)];
             let next = match end < cols.end {
-                true => block.as_ptr_range().end,
+                true => packed.as_ptr_range().end,
                 false if panel + 1 < panels.end => w.panel(panel + 1)[line(cols.start)..].as_ptr(),
-                false => block.as_ptr(),
+                false => packed.as_ptr(),
+            };
+            let block = if product.unpacked {
+                unpack(product.isa, w.weight_type, packed, end - begin, &mut scratch);
+                &scratch[..(end - begin).div_ceil(2) * STEP_LINES]
+            } else {
+                packed
+            };
+            let finish = Finish {
+                first: begin == 0,
+                block_scales: w
+                    .weight_type
+                    .scaled_block()
+                    .and_then(|cols| w.panel_block_scales(panel).get(begin / cols)),
+                row_scales: if end == w.cols { w.row_scales.get(panel) } else { None },
             };
             for group in 0..groups {
                 let part = part(rows.len(), groups, group);
@@ -193,12 +253,15 @@ fn run_part<T: Activation>(
                     x_stride,
                     cols: end - begin,
                     w: block,
+                    weight_type: w.weight_type,
                     out: Out { to: product.out.to.wrapping_add(first), len: product.out.len - first },
                     out_stride: w.rows,
                     width: PANEL.min(w.rows - panel * PANEL),
-                    first: begin == 0,
-                    // Two groups, half of the next block each.
+                    finish,
+                    // Two groups, half of the next block each; of quantized weights, which are no longer, the first all.
                     ahead: match group {
+                        0 if product.unpacked => Ahead::Later(next),
+                        _ if product.unpacked => Ahead::No,
                         _ if groups == 1 => Ahead::Same,
                         0 | 1 => Ahead::Later(next.wrapping_add(group * block.len() / 2)),
                         _ => Ahead::No,
@@ -214,4 +277,5 @@ fn run_part<T: Activation>(
             }
         }
     }
+    UNPACKED.set(scratch);
 }

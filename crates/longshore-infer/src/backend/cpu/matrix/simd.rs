@@ -25,6 +25,7 @@ pub(super) trait Simd {
     unsafe fn load(from: *const f32) -> Self::Reg;
     unsafe fn store(to: *mut f32, x: Self::Reg);
     unsafe fn add(a: Self::Reg, b: Self::Reg) -> Self::Reg;
+    unsafe fn mul(a: Self::Reg, b: Self::Reg) -> Self::Reg;
     /// `a * b + c`, rounded once.
     unsafe fn fma(a: Self::Reg, b: Self::Reg, c: Self::Reg) -> Self::Reg;
     /// The earlier elements of pairs of bf16.
@@ -97,6 +98,10 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn add(a: Self::Reg, b: Self::Reg) -> Self::Reg {
         std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::Reg, b: Self::Reg) -> Self::Reg {
+        std::array::from_fn(|i| a[i] * b[i])
     }
     #[inline(always)]
     unsafe fn fma(a: Self::Reg, b: Self::Reg, c: Self::Reg) -> Self::Reg {

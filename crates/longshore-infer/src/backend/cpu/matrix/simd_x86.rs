@@ -89,6 +89,11 @@ impl Simd for Avx2 {
         unsafe { _mm256_add_ps(a, b) }
     }
     #[inline(always)]
+    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the caller's instruction set.
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
     unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
         // SAFETY: the caller's instruction set.
         unsafe { _mm256_fmadd_ps(a, b, c) }
@@ -226,6 +231,11 @@ macro_rules! avx512 {
             unsafe fn add(a: __m512, b: __m512) -> __m512 {
                 // SAFETY: the caller's instruction set.
                 unsafe { _mm512_add_ps(a, b) }
+            }
+            #[inline(always)]
+            unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+                // SAFETY: the caller's instruction set.
+                unsafe { _mm512_mul_ps(a, b) }
             }
             #[inline(always)]
             unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {

@@ -4,10 +4,10 @@ use super::{BLOCK_BF16, BLOCK_F32, Isa, Matrix, Pool, Product, WeightType, matmu
 use half::bf16;
 
 /// Numbers that repeat.
-struct Numbers(u64);
+pub(super) struct Numbers(pub(super) u64);
 
 impl Numbers {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -20,17 +20,17 @@ impl Numbers {
         (bits & 0x807f | (low + (bits >> 16) % (high - low + 1)) << 7) as u16
     }
 
-    fn halves(&mut self, len: usize, low: u64, high: u64) -> Vec<u16> {
+    pub(super) fn halves(&mut self, len: usize, low: u64, high: u64) -> Vec<u16> {
         (0..len).map(|_| self.half(low, high)).collect()
     }
 
-    fn singles(&mut self, len: usize, low: u64, high: u64) -> Vec<f32> {
+    pub(super) fn singles(&mut self, len: usize, low: u64, high: u64) -> Vec<f32> {
         let mut single = || u32::from(self.half(low, high)) << 16 | (self.next() & 0xffff) as u32;
         (0..len).map(|_| f32::from_bits(single())).collect()
     }
 }
 
-fn widen(half: u16) -> f32 {
+pub(super) fn widen(half: u16) -> f32 {
     f32::from_bits(u32::from(half) << 16)
 }
 
@@ -58,7 +58,7 @@ fn reference_f32(x: &[f32], w: &[f32]) -> f32 {
 
 /// The nearest f32 of 24 bits and any exponent, and its zero below 2^-126, of `a * b + c`. In f64 the product is exact, and
 /// its sum with `c` rounds like an f32 whenever the test's exponents are near each other.
-fn fused(a: f32, b: f32, c: f32) -> f32 {
+pub(super) fn fused(a: f32, b: f32, c: f32) -> f32 {
     let zero = |x: f32| if x.is_subnormal() { 0.0_f32.copysign(x) } else { x };
     let (a, b) = (zero(a), zero(b));
     let sum = a.mul_add(b, c);
@@ -77,11 +77,11 @@ fn reference_bf16(x: &[u16], w: &[u16]) -> f32 {
     })
 }
 
-fn bits(x: &[f32]) -> Vec<u32> {
+pub(super) fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
-fn pools() -> Vec<Pool> {
+pub(super) fn pools() -> Vec<Pool> {
     (1..=3).map(|threads| Pool::new(threads).unwrap()).collect()
 }
 
@@ -98,7 +98,7 @@ fn shapes() -> Vec<[usize; 3]> {
 }
 
 /// Every product of `shape` is `expected`, with `product` on all instruction sets and thread counts.
-fn check(shape: [usize; 3], pools: &[Pool], expected: &[f32], product: impl Fn(&Pool, Isa, &mut [f32])) {
+pub(super) fn check(shape: [usize; 3], pools: &[Pool], expected: &[f32], product: impl Fn(&Pool, Isa, &mut [f32])) {
     for isa in Isa::available() {
         for pool in pools {
             let mut out = vec![f32::NAN; expected.len()];
@@ -260,7 +260,7 @@ fn rows_come_back_however_they_were_packed() {
                     matrix.row(r, &mut row);
                     let expected: Vec<f32> = match weight_type {
                         WeightType::Float32 => singles[r * cols..][..cols].to_vec(),
-                        WeightType::Bfloat16 => halves[r * cols..][..cols].iter().map(|&x| widen(x)).collect(),
+                        _ => halves[r * cols..][..cols].iter().map(|&x| widen(x)).collect(),
                     };
                     assert_eq!(bits(&row), bits(&expected), "row {r} of [{rows}, {cols}], {at_once} at once");
                 }
@@ -293,7 +293,7 @@ fn lengths_are_checked() {
 }
 
 #[test]
-#[should_panic(expected = "bf16 activations need bf16 weights")]
+#[should_panic(expected = "bf16 activations need bf16 or quantized weights")]
 fn weights_of_bf16_products_are_checked() {
     let matrix = Matrix::zeros(1, 1, WeightType::Float32);
     let pool = Pool::new(1).unwrap();

@@ -1,0 +1,193 @@
+//! Quantized checkpoints: which linears get what, and how their weights and states are stored on both sides.
+//!
+//! A [`Quantization`] says what every quantizer of a model does: decided by a config, or read from a checkpoint that has
+//! quantizers. [`Calibrated`] holds the magnitudes that were observed. Together they turn the tensors of a plain checkpoint
+//! into those of a quantized one ([`overlay`]), band by band while they are written ([`encode`]).
+
+mod decide;
+pub mod encode;
+pub mod exported;
+pub mod hf_config;
+pub mod linear;
+pub mod lint;
+pub mod objects;
+pub mod overlay;
+pub mod state;
+
+use crate::resolve::SourceTensor;
+use linear::{Linear, Naming};
+use longshore_quant::{Attributes, Granularity, Scheme};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A linear and its quantizers.
+#[derive(Clone, Debug)]
+pub struct QuantLinear {
+    /// The linear.
+    pub linear: Linear,
+    /// Attributes of its input quantizer.
+    pub input: Vec<Attributes>,
+    /// Attributes of its weight quantizer, several where it quantizes in sequence.
+    pub weight: Vec<Attributes>,
+    /// Attributes of its output quantizer, which is never enabled.
+    pub output: Vec<Attributes>,
+    /// What happens to the input, if anything.
+    pub input_scheme: Option<Scheme>,
+    /// What happens to the weight; empty: nothing.
+    pub weight_schemes: Vec<Scheme>,
+    /// Whether its input is multiplied by a scale per column before it is quantized.
+    pub has_pre_quant_scale: bool,
+}
+
+impl QuantLinear {
+    /// Whether anything happens to it.
+    pub fn is_quantized(&self) -> bool {
+        self.input_scheme.is_some() || !self.weight_schemes.is_empty()
+    }
+}
+
+/// The quantizers of the queries, keys and values of an attention layer.
+#[derive(Clone, Debug)]
+pub struct KvQuantizers {
+    /// `decoder.layers.5.self_attention.core_attention`
+    pub module: String,
+    /// The Hugging Face module of the keys, `backbone.layers.5.mixer.k_proj`.
+    pub hf_k: String,
+    /// The Hugging Face module of the values.
+    pub hf_v: String,
+    /// Attributes of queries, keys and values.
+    pub attributes: [Vec<Attributes>; 3],
+    /// What happens to queries, keys and values.
+    pub schemes: [Option<Scheme>; 3],
+}
+
+impl KvQuantizers {
+    /// The weight of the linear that makes them.
+    fn qkv_weight(&self) -> String {
+        self.module.replace(".core_attention", ".linear_qkv.weight")
+    }
+
+    /// The observed or constant magnitude of queries (0), keys (1) or values (2), where one is stored.
+    fn amax(&self, calibrated: &Calibrated, of: usize) -> Option<f32> {
+        self.schemes[of]?;
+        if self.attributes[of].iter().any(|a| a.use_constant_amax) {
+            return None;
+        }
+        calibrated.kv.get(&self.module).and_then(|all| all[of])
+    }
+
+    /// What a magnitude is divided by for the scale that servers read.
+    fn max_value(&self, of: usize) -> f32 {
+        match self.schemes[of] {
+            Some(Scheme::Nvfp4 { .. } | Scheme::Nvfp4Static { .. }) => 6.0 * 448.0,
+            Some(Scheme::Int8(_)) => 127.0,
+            _ => 448.0,
+        }
+    }
+}
+
+/// What every quantizer of a model does.
+#[derive(Clone, Debug)]
+pub struct Quantization {
+    /// The names that decided it.
+    pub naming: Naming,
+    /// All linears that could be quantized, in the order of the layers.
+    pub linears: Vec<QuantLinear>,
+    /// The attention layers whose queries, keys or values are quantized.
+    pub kv: Vec<KvQuantizers>,
+    /// Patterns that matched nothing, and other things worth knowing.
+    pub warnings: Vec<String>,
+}
+
+impl Quantization {
+    /// Whether experts are one module with a weight quantizer for each.
+    pub fn grouped_experts(&self) -> bool {
+        self.naming == Naming::MegatronTe
+    }
+
+    /// Linears that are one module on the Megatron side: all experts of a projection where they are grouped, else one each.
+    pub fn groups(&self) -> Vec<Vec<&QuantLinear>> {
+        let mut groups: Vec<Vec<&QuantLinear>> = Vec::new();
+        let mut of_module: BTreeMap<String, usize> = BTreeMap::new();
+        for q in &self.linears {
+            if q.linear.expert.is_some() && self.grouped_experts() {
+                let next = groups.len();
+                let at = *of_module.entry(q.linear.shared_module()).or_insert(next);
+                if at == next {
+                    groups.push(Vec::new());
+                }
+                groups[at].push(q);
+            } else {
+                groups.push(vec![q]);
+            }
+        }
+        groups
+    }
+
+    /// Whether something must be observed while the model runs.
+    pub fn needs_activations(&self) -> bool {
+        let is_static = |scheme: Scheme| !matches!(scheme, Scheme::Mx(_) | Scheme::Fp8(Granularity::Token));
+        let inputs = self.linears.iter().any(|q| {
+            let constant = q.input.iter().all(|a| a.constant_amax.is_some() || a.use_constant_amax);
+            q.input_scheme.is_some_and(is_static) && !constant
+        });
+        let kv = |kv: &KvQuantizers| {
+            kv.schemes.iter().zip(&kv.attributes).any(|(scheme, attributes)| {
+                scheme.is_some_and(is_static) && !attributes.iter().any(|a| a.use_constant_amax)
+            })
+        };
+        inputs || self.kv.iter().any(kv)
+    }
+}
+
+/// The magnitudes of a model, observed or read from a checkpoint. Modules are [`Linear::module`].
+#[derive(Clone, Debug, Default)]
+pub struct Calibrated {
+    /// The input's, by module.
+    pub inputs: BTreeMap<String, f32>,
+    /// What the input is multiplied by, per column, by module.
+    pub pre_quant_scales: BTreeMap<String, Arc<[f32]>>,
+    /// Whether the weights are already divided by `pre_quant_scales` in the source.
+    pub weights_are_scaled: bool,
+    /// The weight's, by module and stage, where they are not those of the weight itself.
+    pub weights: BTreeMap<(String, usize), WeightAmax>,
+    /// Queries, keys, values, by `….core_attention`.
+    pub kv: BTreeMap<String, [Option<f32>; 3]>,
+}
+
+/// The magnitude of a weight.
+#[derive(Clone, Debug)]
+pub enum WeightAmax {
+    /// Of all of it.
+    Tensor(f32),
+    /// Of its rows or blocks, `[rows / r, n]` in the order of the Megatron side, in the source.
+    Rows(Arc<SourceTensor>),
+}
+
+impl Calibrated {
+    /// What the columns of a weight are multiplied by.
+    fn columns(&self, module: &str) -> Option<Arc<[f32]>> {
+        if self.weights_are_scaled {
+            return None;
+        }
+        let scale = self.pre_quant_scales.get(module)?;
+        Some(scale.iter().map(|s| 1.0 / s).collect())
+    }
+
+    /// The known magnitude of a whole weight.
+    fn weight_amax(&self, module: &str) -> Option<f32> {
+        let key = |stage| (module.to_string(), stage);
+        (0..2).find_map(|stage| match self.weights.get(&key(stage)) {
+            Some(WeightAmax::Tensor(value)) => Some(*value),
+            _ => None,
+        })
+    }
+
+    /// The stored magnitudes of the rows or blocks of a weight.
+    fn stored_amax(&self, module: &str, stage: usize) -> Option<&Arc<SourceTensor>> {
+        match self.weights.get(&(module.to_string(), stage)) {
+            Some(WeightAmax::Rows(tensor)) => Some(tensor),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! `longshore quantize`: decides what every quantizer does, observes what inputs there are, writes.
+
+mod calibrate;
+mod config;
+mod shown;
+
+use super::{Answer, write};
+use crate::calibration::{self, Pieces};
+use crate::cli::quantize::{Compat, Fc2Amax, QuantizeArgs};
+use crate::cli::Target;
+use crate::engine::Opened;
+use crate::error::UsageError;
+use crate::locate;
+use crate::options::{self, Direction, Env, Given, Origin, WriteOptions};
+use crate::report::Report;
+use anyhow::Result;
+use longshore_ckpt::Format;
+use longshore_convert::plan::Quantized;
+use longshore_convert::quantized::linear::Naming;
+use longshore_convert::quantized::overlay::HfForm;
+use longshore_convert::quantized::{Calibrated, Quantization};
+use longshore_convert::{Error, Plan, run, SpecName, plan_quantized_export, plan_quantized_import};
+use longshore_quant::config::{Method, QuantConfig};
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// An output: where, and with which options.
+struct Job {
+    paths: write::Paths,
+    options: WriteOptions,
+}
+
+impl Job {
+    fn plan(&self, quantized: &Quantized<'_>) -> longshore_convert::Result<Plan> {
+        let (source, destination) = (&self.paths.folder, &self.paths.destination.value);
+        match &self.options.direction {
+            Direction::Import(options) => plan_quantized_import(source, destination, options, quantized),
+            Direction::Export(options) => plan_quantized_export(source, destination, options, quantized),
+        }
+    }
+}
+
+pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Answer> {
+    if args.what.list {
+        return shown::list(report);
+    }
+    let started = Instant::now();
+    let config = config::read(&args.what, env)?;
+    let [source, destination] = options::quantize_paths(args, env)?;
+    let opened = Opened::new(&source.value, &args.engine, env, report)?;
+    let jobs = jobs(args, env, &opened, source, destination)?;
+    let naming = naming(&jobs, &opened);
+    let quantization = Quantization::decide(&opened.source.model, naming, &config).map_err(Error::Refused)?;
+    let form = HfForm { compat_modelopt: args.what.compat == Some(Compat::Modelopt) };
+    let nothing = Calibrated::default();
+    let quantized = |calibrated| Quantized { quantization: &quantization, calibrated, config: &config, form };
+    // Whatever is wrong is found before anything is computed.
+    let mut plans = Vec::new();
+    for job in &jobs {
+        plans.push(job.plan(&quantized(&nothing))?);
+    }
+    shown::say_plan(&config, &quantization, &plans, &jobs, report);
+    let mut fields = json!({
+        "dry_run": args.output.dry_run,
+        "config": config.name,
+        "outputs": plans.iter().map(Plan::summary).collect::<Vec<_>>(),
+        "warnings": quantization.warnings,
+    });
+    if args.output.dry_run {
+        return shown::dry_run(&quantization, fields, report);
+    }
+    for (plan, job) in plans.iter().zip(&jobs) {
+        run::check_destination(plan, job.options.force)?;
+    }
+    let needed = quantization.needs_activations() || !is_plain(&config);
+    let calibrated = if needed {
+        let set = calibration::load(&args.calib, &Pieces::of(&opened)?)?;
+        fields["calibration"] = json!(set.report);
+        let fc2 = args.what.fc2_amax == Fc2Amax::Megatron;
+        calibrate::run(opened, args, &set, &quantization, &config, fc2, report)?
+    } else {
+        report.status("Calibrated", "nothing: the scales of this config are found in the weights");
+        Calibrated::default()
+    };
+    let mut results = Vec::new();
+    for job in &jobs {
+        let plan = job.plan(&quantized(&calibrated))?;
+        results.push(write::execute_plan(&plan, &job.options, started, report)?);
+    }
+    fields["results"] = json!(results);
+    if report.is_json() {
+        report.json("quantize", &fields)?;
+    }
+    Ok(Answer::Yes)
+}
+
+/// What is to be written: the destination, and the second folder where one is named.
+fn jobs(
+    args: &QuantizeArgs,
+    env: &Env,
+    opened: &Opened,
+    source: Given<PathBuf>,
+    destination: Given<PathBuf>,
+) -> Result<Vec<Job>> {
+    let folder = opened.source.catalog.folder.clone();
+    let job = |target: Target, destination: Given<PathBuf>| -> Result<Job> {
+        let stored = stored_spec(opened);
+        let mut options = options::quantize(args, env, target, stored)?;
+        locate::base(&mut options, env)?;
+        let paths = write::Paths { source: source.clone(), folder: folder.clone(), destination };
+        Ok(Job { paths, options })
+    };
+    let target = args.output.to.unwrap_or(Target::TorchDist);
+    let mut jobs = vec![job(target, destination)?];
+    if let Some(also) = &args.output.also_hf {
+        if target == Target::Hf {
+            return Err(UsageError::NoEffect { options: vec!["`--also-hf`".into()], output: "a Hugging Face" }.into());
+        }
+        let origin = Origin::Flag;
+        jobs.push(job(Target::Hf, Given { value: also.clone(), origin })?);
+    }
+    Ok(jobs)
+}
+
+/// The spec of a torch_dist source, which its quantized form keeps.
+fn stored_spec(opened: &Opened) -> Option<SpecName> {
+    let catalog = &opened.source.catalog;
+    (catalog.format == Format::TorchDist).then(|| longshore_convert::model::spec(catalog))
+}
+
+/// Names are those of the side where ModelOpt would have quantized: Megatron's as soon as it is involved.
+fn naming(jobs: &[Job], opened: &Opened) -> Naming {
+    let spec = match &jobs[0].options.direction {
+        Direction::Import(options) => Some(options.spec),
+        Direction::Export(_) => stored_spec(opened),
+    };
+    match spec {
+        Some(SpecName::Te) => Naming::MegatronTe,
+        Some(SpecName::Local) => Naming::MegatronLocal,
+        None => Naming::HuggingFace,
+    }
+}
+
+/// Whether nothing but magnitudes is looked for.
+fn is_plain(config: &QuantConfig) -> bool {
+    config.algorithm.iter().all(|a| matches!(a.method, Method::None | Method::Max))
+}

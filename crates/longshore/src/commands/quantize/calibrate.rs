@@ -1,0 +1,90 @@
+//! Runs the model on the samples and collects what the config's algorithm asks for.
+
+use crate::calibration::CalibrationSet;
+use crate::cli::quantize::QuantizeArgs;
+use crate::engine::{Opened, scratch};
+use crate::report::Report;
+use crate::units::{count, counted, seconds};
+use anyhow::Result;
+use longshore_convert::quantized::{Calibrated, QuantLinear, Quantization};
+use longshore_infer::calibrate::{CalibrateOptions, Calibration, Calibrator, LayerStats};
+use longshore_infer::memory::Demand;
+use longshore_infer::site::Site;
+use longshore_infer::stats::StatsWanted;
+use longshore_infer::sweep::SweepOptions;
+use longshore_quant::config::QuantConfig;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// The magnitudes that were observed. `fc2_weighted`: of routed experts' second inputs, those times the router's weight.
+pub(super) fn run(
+    opened: Opened,
+    args: &QuantizeArgs,
+    set: &CalibrationSet,
+    quantization: &Quantization,
+    _config: &QuantConfig,
+    fc2_weighted: bool,
+    report: &Report,
+) -> Result<Calibrated> {
+    report.status("Samples", &set.report.to_string());
+    for warning in &set.report.warnings {
+        report.note("Warning", warning);
+    }
+    let started = Instant::now();
+    let tokens: usize = set.samples.iter().map(Vec::len).sum();
+    let demand = Demand {
+        sequences: set.samples.len() as u64,
+        tokens: set.samples.iter().map(Vec::len).max().unwrap_or(0) as u64,
+        prompt_tokens: tokens as u64,
+        batch_tokens: u64::from(args.engine.batch_tokens),
+        logits: 0,
+        decode: false,
+    };
+    let loaded = opened.load(&args.engine, demand, 1, report)?;
+    let options = CalibrateOptions {
+        sweep: SweepOptions { batch_tokens: args.engine.batch_tokens as usize, scratch: scratch(&args.engine) },
+        stats: StatsWanted::default(),
+        all_experts: args.what.all_experts,
+        attention: !quantization.kv.is_empty(),
+    };
+    let mut calibrator = Calibrator::begin(&loaded.model, &set.samples, options)?;
+    let layers = loaded.model.n_layers();
+    let mut done = 0;
+    while calibrator.next_layer()?.is_some() {
+        done += 1;
+        let left = started.elapsed().as_secs_f64() / done as f64 * (layers - done) as f64;
+        report.live(&format!("Calibrating  layer {done} of {layers}, {} left", seconds(left)));
+    }
+    let calibration = calibrator.finish()?;
+    report.live("");
+    let took = started.elapsed().as_secs_f64();
+    let rate = tokens as f64 / took;
+    let text = format!("{} in {} ({} tokens/s)", counted(layers as u64, "layer"), seconds(took), count(rate as u64));
+    report.status("Calibrated", &text);
+    Ok(magnitudes(&calibration, quantization, fc2_weighted))
+}
+
+/// The magnitudes of every linear's input, keys and values.
+fn magnitudes(calibration: &Calibration, quantization: &Quantization, fc2_weighted: bool) -> Calibrated {
+    let mut by_module: BTreeMap<String, f32> = BTreeMap::new();
+    let mut kv: BTreeMap<String, [Option<f32>; 3]> = BTreeMap::new();
+    for (layer, stats) in calibration.layers.iter().enumerate() {
+        by_module.extend(of_layer(layer, stats, fc2_weighted));
+        let operand = |site: Site| stats.get(&site).map(|s| s.amax);
+        let operands = [Site::Query, Site::Key, Site::Value].map(operand);
+        if operands.iter().any(Option::is_some) {
+            kv.insert(format!("decoder.layers.{layer}.self_attention.core_attention"), operands);
+        }
+    }
+    by_module.insert(Site::Output.module().to_owned(), calibration.output.amax);
+    let amax = |q: &QuantLinear| Some((q.linear.module.clone(), *by_module.get(&q.linear.shared_module())?));
+    let inputs = quantization.linears.iter().filter(|q| q.input_scheme.is_some()).filter_map(amax).collect();
+    Calibrated { inputs, kv, ..Calibrated::default() }
+}
+
+fn of_layer(layer: usize, stats: &LayerStats, fc2_weighted: bool) -> impl Iterator<Item = (String, f32)> {
+    stats.iter().map(move |(site, stats)| {
+        let weighted = stats.weighted_amax.filter(|_| fc2_weighted);
+        (format!("decoder.layers.{layer}.{}", site.module()), weighted.unwrap_or(stats.amax))
+    })
+}
