@@ -1,7 +1,8 @@
 """Real megatron-core models on CPU (gloo), built from a Hugging Face config.json.
 
 transformer_engine and mamba_ssm are replaced by the parameter-only packages in stubs/: modules have the parameters,
-extra states and sharding of the real ones, but no forward pass. Import this module before megatron.
+extra states and sharding of the real ones, but no forward pass. With LONGSHORE_INTEROP_COMPUTE=1 in the environment there is
+no transformer_engine, and mamba_ssm is the slow but working one of stubs_compute/. Import this module before megatron.
 """
 import contextlib
 import dataclasses
@@ -15,7 +16,8 @@ import warnings
 HERE = os.path.dirname(os.path.abspath(__file__))
 warnings.filterwarnings("ignore")
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-sys.path.insert(0, os.path.join(HERE, "stubs"))
+COMPUTE = os.environ.get("LONGSHORE_INTEROP_COMPUTE") == "1"
+sys.path.insert(0, os.path.join(HERE, "stubs_compute" if COMPUTE else "stubs"))
 
 import torch
 import torch.distributed as dist

@@ -85,4 +85,6 @@ pub struct ExportOptions {
     pub allow_unmapped: bool,
     /// Largest safetensors file in bytes (5 GB in releases).
     pub max_file_size: u64,
+    /// Reproduces known defects of ModelOpt's export of quantized checkpoints.
+    pub compat_modelopt: bool,
 }

@@ -15,7 +15,6 @@ pub use import::{plan_import, plan_quantized_import};
 use crate::arch::{RuleRow, location};
 use crate::config::ModelConfig;
 use crate::gather::bands;
-use crate::quantized::overlay::HfForm;
 use crate::quantized::{Calibrated, Quantization};
 use crate::resolve::{Recipe, is_float};
 use crate::{Error, Result, cast};
@@ -34,14 +33,12 @@ pub struct Quantized<'a> {
     pub calibrated: &'a Calibrated,
     /// The config, as a Megatron checkpoint stores it.
     pub config: &'a QuantConfig,
-    /// Choices of an export.
-    pub form: HfForm,
 }
 
 impl Quantized<'_> {
     /// What tells two runs apart that differ in it.
     fn fingerprint(&self) -> String {
-        format!("{:?} {:?} {:?}", self.quantization, self.calibrated, self.form)
+        format!("{:?} {:?}", self.quantization, self.calibrated)
     }
 }
 
@@ -287,6 +284,11 @@ fn inexact_elements(recipe: &Recipe, to: Dtype, files: &[ReadFile]) -> Result<u6
 /// Opens every data file of a catalog.
 pub(crate) fn open_all(catalog: &Catalog) -> Result<Vec<ReadFile>> {
     (0..catalog.files.len()).map(|i| Ok(ReadFile::open(&catalog.path(i as u32))?)).collect()
+}
+
+/// The source of something that quantizes or re-cuts has quantizers.
+fn already_quantized(path: &Path) -> Error {
+    model_error(path, "it is quantized already; `export` writes it for servers")
 }
 
 /// A model error at `path`.

@@ -13,6 +13,7 @@ pub mod lint;
 pub mod objects;
 pub mod overlay;
 pub mod state;
+pub mod stored;
 
 use crate::resolve::SourceTensor;
 use linear::{Linear, Naming};
@@ -74,6 +75,12 @@ impl KvQuantizers {
             return None;
         }
         calibrated.kv.get(&self.module).and_then(|all| all[of])
+    }
+
+    /// The magnitude that queries, keys or values are quantized by, a constant included (448, whatever the format).
+    pub fn amax_in_use(&self, calibrated: &Calibrated, of: usize) -> Option<f32> {
+        let constant = self.attributes[of].iter().any(|a| a.use_constant_amax);
+        if constant { self.schemes[of].map(|_| 448.0) } else { self.amax(calibrated, of) }
     }
 
     /// What a magnitude is divided by for the scale that servers read.
@@ -162,6 +169,13 @@ pub enum WeightAmax {
     Tensor(f32),
     /// Of its rows or blocks, `[rows / r, n]` in the order of the Megatron side, in the source.
     Rows(Arc<SourceTensor>),
+    /// Of its blocks, as `Rows`, and of all of it.
+    Blocks {
+        /// `[rows, cols / 16]`
+        blocks: Arc<SourceTensor>,
+        /// What the scales of the blocks are relative to.
+        global: f32,
+    },
 }
 
 impl Calibrated {
@@ -178,7 +192,7 @@ impl Calibrated {
     fn weight_amax(&self, module: &str) -> Option<f32> {
         let key = |stage| (module.to_string(), stage);
         (0..2).find_map(|stage| match self.weights.get(&key(stage)) {
-            Some(WeightAmax::Tensor(value)) => Some(*value),
+            Some(WeightAmax::Tensor(value) | WeightAmax::Blocks { global: value, .. }) => Some(*value),
             _ => None,
         })
     }
@@ -186,7 +200,7 @@ impl Calibrated {
     /// The stored magnitudes of the rows or blocks of a weight.
     fn stored_amax(&self, module: &str, stage: usize) -> Option<&Arc<SourceTensor>> {
         match self.weights.get(&(module.to_string(), stage)) {
-            Some(WeightAmax::Rows(tensor)) => Some(tensor),
+            Some(WeightAmax::Rows(tensor) | WeightAmax::Blocks { blocks: tensor, .. }) => Some(tensor),
             _ => None,
         }
     }

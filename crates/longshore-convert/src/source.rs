@@ -10,8 +10,10 @@ use crate::gather::{BAND, Gather};
 use crate::mapping::Mapping;
 use crate::model::{Model, check_vocabulary, read_manifest, spec_keys, stored_vocab};
 use crate::plan::{Note, NoteKind, drop_training_state, open_all, unmapped};
+use crate::quantized::{Calibrated, Quantization, stored};
 use crate::region::Region;
-use crate::resolve::{Direction, OpenFiles, Part, Recipe, locate, resolve};
+use crate::quantized::state::stored_values;
+use crate::resolve::{Direction, OpenFiles, Part, Recipe, SourceTensor, locate, resolve};
 use crate::{Error, Result};
 use longshore_ckpt::fs::ReadFile;
 use longshore_ckpt::{Catalog, Dtype, Format, Rect};
@@ -26,6 +28,8 @@ pub struct Source {
     pub model: Model,
     /// Where the weights lie.
     pub catalog: Catalog,
+    /// What its quantizers do and their magnitudes, where it has quantizers.
+    pub quantized: Option<(Quantization, Calibrated)>,
     recipes: BTreeMap<String, Recipe>,
     files: Vec<ReadFile>,
     bytes_read: AtomicU64,
@@ -36,7 +40,7 @@ impl Source {
     /// wrong with names, shapes, dtypes and coverage is found here, all of it together.
     pub fn open(path: &Path, base: Option<&Path>, allow_unmapped: bool) -> Result<Self> {
         let mut catalog = Catalog::open(path)?;
-        let (mut model, rows) = match catalog.format {
+        let (mut model, rows, quantized) = match catalog.format {
             Format::Safetensors => hugging_face(&catalog, base)?,
             Format::TorchDist => torch_dist(&mut catalog, base)?,
         };
@@ -63,7 +67,7 @@ impl Source {
         }
         let files = open_all(&catalog)?;
         let recipes = recipes.into_iter().map(|r| (r.name.clone(), r)).collect();
-        Ok(Self { model, catalog, recipes, files, bytes_read: AtomicU64::new(0) })
+        Ok(Self { model, catalog, quantized, recipes, files, bytes_read: AtomicU64::new(0) })
     }
 
     /// Shape of a tensor, in elements, and the dtype that holds every value of its source.
@@ -118,6 +122,11 @@ impl Source {
         Ok(())
     }
 
+    /// The values of a tensor of quantizers, which has no name in the architecture's table.
+    pub fn values(&self, tensor: &SourceTensor) -> Result<Vec<f32>> {
+        Ok(stored_values(tensor, |file, offset, bytes| self.files[file as usize].read_exact_at(offset, bytes))?)
+    }
+
     fn count(&self, bytes: usize) {
         self.bytes_read.fetch_add(bytes as u64, Ordering::Relaxed);
     }
@@ -135,16 +144,19 @@ fn no_overflow(name: &str, dtype: Dtype, overflows: u64) -> Result<()> {
     Err(Error::Refused(vec![Problem::Loss { tensor: name.into(), what }]))
 }
 
-fn hugging_face(catalog: &Catalog, base: Option<&Path>) -> Result<(Model, u64)> {
+type Stored = Option<(Quantization, Calibrated)>;
+
+fn hugging_face(catalog: &Catalog, base: Option<&Path>) -> Result<(Model, u64, Stored)> {
     let mut model = Model::from_folder(base.unwrap_or(&catalog.folder))?;
     let per_block = model.config.mtp.as_ref().map_or(1, |m| m.layers.len() as u64);
     model.settle_mtp(catalog.tensors.keys(), per_block);
     let rows = model.config.vocab_size;
-    Ok((model, rows))
+    Ok((model, rows, None))
 }
 
-/// The model and the number of vocabulary rows that the checkpoint stores.
-pub(crate) fn torch_dist(catalog: &mut Catalog, base: Option<&Path>) -> Result<(Model, u64)> {
+/// The model, the number of vocabulary rows that the checkpoint stores, and its quantizers, which the catalog then no
+/// longer holds.
+pub(crate) fn torch_dist(catalog: &mut Catalog, base: Option<&Path>) -> Result<(Model, u64, Stored)> {
     let manifest = read_manifest(&catalog.folder)?;
     let mut model = Model::from_torch_dist(catalog, base)?;
     model.settle_mtp(catalog.tensors.keys(), 1);
@@ -162,7 +174,8 @@ pub(crate) fn torch_dist(catalog: &mut Catalog, base: Option<&Path>) -> Result<(
         let text = format!("rows {} to {rows} of the vocabulary are padding and are not read", model.config.vocab_size);
         model.notes.push(Note::new(NoteKind::Ignored, text));
     }
-    Ok((model, rows))
+    let quantized = stored::read(catalog, &mut model)?;
+    Ok((model, rows, quantized))
 }
 
 /// The recipes of a torch_dist checkpoint: every tensor is itself, but for the name of a fused norm and padded rows.

@@ -4,6 +4,7 @@
 //! quantized and dequantized; a weight is quantized and dequantized when it is loaded. The products are those of the
 //! precision. In `f32` and with [`Element::Float32`] this is ModelOpt on a float32 model.
 
+mod stored;
 mod weight;
 
 pub(crate) use weight::WeightBands;

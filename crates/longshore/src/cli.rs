@@ -125,6 +125,9 @@ pub(crate) struct ConvertArgs {
 
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct ExportArgs {
+    /// Reproduce known defects of the reference's export of quantized checkpoints: `modelopt`
+    #[arg(long, value_enum, value_name = "PROGRAM", hide_possible_values = true)]
+    pub(crate) compat: Option<quantize::Compat>,
     /// Megatron checkpoint to read: its root, or one of its release/iter_* folders [env: MLM_MODEL_CKPT]
     #[arg(value_name = "SRC")]
     pub(crate) source: Option<PathBuf>,

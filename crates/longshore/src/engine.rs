@@ -14,7 +14,9 @@ use longshore_infer::chat::{ChatError, ChatTemplate};
 use longshore_infer::error::Error as EngineError;
 use longshore_infer::memory::Demand;
 use longshore_infer::model::{Model, ModelOptions, check_ids};
+use longshore_infer::quantized::QuantState;
 use longshore_infer::tokenizer::{Tokenizer, stop_ids};
+use longshore_quant::Element;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -107,7 +109,12 @@ impl Opened {
         if self.precision == Precision::Bfloat16 && stored_in_float32(&self.source) {
             report.note("Rounded", "the weights are float32; bf16 arithmetic rounds them");
         }
-        let model = Model::load(self.source, backend, &ModelOptions { dt_min, memory, threads, quant: None })?;
+        let element = match self.precision {
+            Precision::Float32 => Element::Float32,
+            Precision::Bfloat16 => Element::Bfloat16,
+        };
+        let quant = QuantState::of(&self.source, element)?.map(Arc::new);
+        let model = Model::load(self.source, backend, &ModelOptions { dt_min, memory, threads, quant })?;
         let (resident, layers) = model.resident_layers();
         let text = format!("{} of {layers} layers in memory, {}", resident, bytes(model.resident_bytes()));
         report.detail("Weights", &text);

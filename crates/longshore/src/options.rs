@@ -3,7 +3,7 @@
 //!
 //! Everything here is a function of the arguments and an [`Env`]; nothing looks at the process or the disk.
 
-use crate::cli::quantize::QuantizeArgs;
+use crate::cli::quantize::{Compat, QuantizeArgs};
 use crate::cli::{ConvertArgs, DtypeName, ExportArgs, MegatronArgs, Norms, Spec, Target, WriteArgs};
 use crate::error::UsageError;
 use crate::extra_args::{self, Extra};
@@ -214,7 +214,7 @@ pub(crate) fn quantize(
         Target::TorchDist => import_options(&args.megatron, &write, env, stored),
         Target::Hf => {
             let base = write.base.clone().map(|value| Given { value, origin: Origin::Flag });
-            export_options(&write, base, env)
+            export_options(&write, base, args.what.compat, env)
         }
     }
 }
@@ -240,7 +240,7 @@ pub(crate) fn convert(
         (Format::TorchDist, Format::Safetensors) => {
             refuse(&megatron_flags(&args.megatron), "a Hugging Face")?;
             let base = args.write.base.clone().map(|value| Given { value, origin: Origin::Flag });
-            export_options(&args.write, base, env)
+            export_options(&args.write, base, None, env)
         }
         _ => Err(UsageError::SameFormat { path: source.0.to_owned(), format: format_name(target) }),
     }
@@ -251,7 +251,8 @@ pub(crate) fn export(args: &ExportArgs, env: &Env, source: (&Path, Format)) -> R
     if source.1 == Format::Safetensors {
         return Err(UsageError::SameFormat { path: source.0.to_owned(), format: format_name(source.1) });
     }
-    export_options(&args.write, path(args.write.base.as_ref(), env, &["HF_MODEL_CKPT"], "--base").ok(), env)
+    let base = path(args.write.base.as_ref(), env, &["HF_MODEL_CKPT"], "--base").ok();
+    export_options(&args.write, base, args.compat, env)
 }
 
 /// The name of a format in options, reports and JSON.
@@ -307,7 +308,12 @@ fn import_options(
     Ok(c.finish(Direction::Import(options), w, extra))
 }
 
-fn export_options(w: &WriteArgs, base: Option<Given<PathBuf>>, env: &Env) -> Result<WriteOptions, UsageError> {
+fn export_options(
+    w: &WriteArgs,
+    base: Option<Given<PathBuf>>,
+    compat: Option<Compat>,
+    env: &Env,
+) -> Result<WriteOptions, UsageError> {
     let mut extra = Extra::parse(env.text("MLM_EXTRA_ARGS")?.unwrap_or_default())?;
     extra.unused.append(&mut extra.import_only);
     let mut c = Choices { env, list: Vec::new() };
@@ -318,6 +324,7 @@ fn export_options(w: &WriteArgs, base: Option<Given<PathBuf>>, env: &Env) -> Res
         vocab_size: c.pick("vocab-size", w.vocab_size.map(Some), None, None),
         allow_unmapped: c.pick("allow-unmapped", w.allow_unmapped.then_some(true), None, false),
         max_file_size: c.pick("max-file-size", w.max_file_size, None, HF_FILE_SIZE),
+        compat_modelopt: c.pick("compat", compat.map(|_| true), None, false),
     };
     extra.unused.extend(ignored_variables(env, &["TP", "PP", "EP", "ETP"]));
     Ok(c.finish(Direction::Export(options), w, extra))

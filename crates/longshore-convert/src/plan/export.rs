@@ -4,7 +4,7 @@ use super::companions::Links;
 use super::draft::{Draft, unmapped};
 use super::layout::safetensors_files;
 use super::{
-    Content, Note, NoteKind, Plan, Quantized, SmallFile, companions, inexact_elements, is_widening, model_error, open_all,
+    Content, Note, NoteKind, Plan, Quantized, SmallFile, already_quantized, companions, inexact_elements, is_widening, model_error, open_all,
 };
 use crate::arch::SpecKeys;
 use crate::compare::surplus;
@@ -13,7 +13,8 @@ use crate::error::Problem;
 use crate::mapping::{Declared, Mapping, Precision};
 use crate::model::{Model, check_vocabulary, read_manifest, spec_keys, stored_vocab};
 use crate::options::{DtypeChoice, ExportOptions};
-use crate::quantized::{exported, hf_config, overlay};
+use crate::quantized::overlay::HfForm;
+use crate::quantized::{Calibrated, Quantization, exported, hf_config, overlay, stored};
 use crate::region::Region;
 use crate::resolve::{Direction, DtypeRule, OpenFiles, Part, Recipe, Resolved, is_float, locate, resolve};
 use crate::{Error, Result};
@@ -46,9 +47,13 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
     if catalog.format != Format::TorchDist && quantized.is_none() {
         return Err(model_error(source, "not a torch_dist checkpoint but a Hugging Face folder"));
     }
-    let Opened { folder, config, mapping, direction, mut notes, mut problems, recorded, settled } =
+    let Opened { folder, config, mapping, direction, mut notes, mut problems, recorded, settled, stored } =
         open(&mut catalog, options)?;
+    if quantized.is_some() && stored.is_some() {
+        return Err(already_quantized(&catalog.folder));
+    }
     let dtype = |name: &str, declared: &Declared, stored: Dtype| match (declared.precision, options.dtype) {
+        (Precision::Float32, DtypeChoice::Keep) if direction == Direction::Import => stored,
         (Precision::Float32, _) => recorded.get(name).copied().unwrap_or(Dtype::Float32),
         (_, DtypeChoice::Keep) => recorded.get(name).copied().unwrap_or(stored),
         (_, DtypeChoice::Cast(dtype)) => dtype,
@@ -97,12 +102,18 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
     if let (Some(_), DtypeChoice::Cast(dtype)) = (&folder, options.dtype) {
         rename_dtype(&mut small, dtype, &mut notes)?;
     }
-    if let Some(q) = quantized {
-        recipes = overlay::hugging_face(recipes, &mapping, q.quantization, q.calibrated, q.form)
-            .map_err(Error::Refused)?;
-        describe(&mut small, q, &mapping)?;
+    let applied = match (quantized, &stored) {
+        (Some(q), _) => Some((q.quantization, q.calibrated)),
+        (None, Some((quantization, calibrated))) => Some((quantization, calibrated)),
+        (None, None) => None,
+    };
+    if let Some((quantization, calibrated)) = applied {
+        let form = HfForm { compat_modelopt: options.compat_modelopt };
+        recipes =
+            overlay::hugging_face(recipes, &mapping, quantization, calibrated, form).map_err(Error::Refused)?;
+        describe(&mut small, quantization, &mapping, form)?;
     }
-    let (files, index) = safetensors_files(&recipes, options.max_file_size, quantized.is_some());
+    let (files, index) = safetensors_files(&recipes, options.max_file_size, applied.is_some());
     if let Some(index) = index {
         small.push(SmallFile { name: "model.safetensors.index.json".into(), content: Content::Bytes(index) });
     }
@@ -138,6 +149,8 @@ struct Opened {
     recorded: BTreeMap<String, Dtype>,
     /// Whether the stored dtypes are right where nothing was recorded.
     settled: bool,
+    /// Its quantizers.
+    stored: Option<(Quantization, Calibrated)>,
 }
 
 fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
@@ -148,7 +161,7 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
         let Model { config, architecture, folder, notes } = model;
         let mapping = (architecture.mapping)(&config, &SpecKeys::CANONICAL, config.vocab_size);
         let (recorded, direction) = (BTreeMap::new(), Direction::Import);
-        return Ok(Opened { folder, config, mapping, direction, notes, problems: Vec::new(), recorded, settled: true });
+        return Ok(Opened { folder, config, mapping, direction, notes, problems: Vec::new(), recorded, settled: true, stored: None });
     }
     let manifest = read_manifest(&catalog.folder)?;
     let mut model = Model::from_torch_dist(catalog, options.base.as_deref())?;
@@ -179,6 +192,9 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
     let rows = stored.max(config.vocab_size);
     check_vocabulary(&config, rows, &catalog.folder)?;
     let mapping = (architecture.mapping)(&config, &spec_keys(catalog), rows);
+    let mut model = Model { config, architecture, folder, notes };
+    let stored = stored::read(catalog, &mut model)?;
+    let Model { config, folder, notes, .. } = model;
     let mut recorded = match &options.base {
         Some(base) => base_dtypes(base)?,
         None => BTreeMap::new(),
@@ -186,7 +202,7 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
     let settled = manifest.is_some();
     recorded.extend(manifest.map(|m| m.origin.dtypes).unwrap_or_default());
     let direction = Direction::Export;
-    Ok(Opened { folder, config, mapping, direction, notes, problems, recorded, settled })
+    Ok(Opened { folder, config, mapping, direction, notes, problems, recorded, settled, stored })
 }
 
 /// The tensors of a Hugging Face folder as they are, checked as for an import.
@@ -213,8 +229,8 @@ fn identities(mapping: &Mapping, catalog: &Catalog, dtype: DtypeRule<'_>) -> Res
 }
 
 /// Writes into the small files what the weights are: `hf_quant_config.json`, and `quantization_config` in config.json.
-fn describe(small: &mut Vec<SmallFile>, quantized: &Quantized<'_>, mapping: &Mapping) -> Result<()> {
-    let described = exported::describe(quantized.quantization, mapping, quantized.form)?;
+fn describe(small: &mut Vec<SmallFile>, quantization: &Quantization, mapping: &Mapping, form: HfForm) -> Result<()> {
+    let described = exported::describe(quantization, mapping, form)?;
     small.retain(|file| file.name != "hf_quant_config.json");
     if let Some((hf_quant_config, quantization_config)) = described {
         if let Some(file) = small.iter_mut().find(|f| f.name == "config.json") {

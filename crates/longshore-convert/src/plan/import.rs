@@ -4,7 +4,7 @@ use super::companions::Links;
 use super::draft::{Draft, unmapped};
 use super::layout::torch_dist_files;
 use super::recut::recut;
-use super::{Content, Note, NoteKind, Plan, Quantized, SmallFile, companions};
+use super::{Content, Note, NoteKind, Plan, Quantized, SmallFile, already_quantized, companions};
 use crate::arch::SpecKeys;
 use crate::config::megatron;
 use crate::error::Problem;
@@ -132,7 +132,10 @@ fn open(catalog: &mut Catalog, options: &ImportOptions) -> Result<Opened> {
             Ok(Opened { model, stored: None, links: Links::Follow })
         }
         Format::TorchDist => {
-            let (model, rows) = source::torch_dist(catalog, options.base.as_deref())?;
+            let (model, rows, quantized) = source::torch_dist(catalog, options.base.as_deref())?;
+            if quantized.is_some() {
+                return Err(already_quantized(&catalog.folder));
+            }
             let stored = (model.architecture.mapping)(&model.config, &spec_keys(catalog), rows);
             let links = if options.base.is_some() { Links::Follow } else { Links::Refuse };
             Ok(Opened { model, stored: Some(stored), links })

@@ -147,7 +147,9 @@ fn packed(
         && let Some(scale) = calibrated.inputs.get(module_key).and_then(|&amax| pack::input_scale(scheme, amax))
     {
         let bytes = scale.to_le_bytes();
-        tensors.push(constant(format!("{module}.input_scale"), Dtype::Float32, &[1], &bytes, &recipe.declared));
+        // As the reference shapes them.
+        let shape: &[u64] = if matches!(scheme, Scheme::Nvfp4 { .. } | Scheme::Nvfp4Static { .. }) { &[] } else { &[1] };
+        tensors.push(constant(format!("{module}.input_scale"), Dtype::Float32, shape, &bytes, &recipe.declared));
     }
     if let Some(scale) = calibrated.pre_quant_scales.get(module_key) {
         let dtype = encoding.weight.dtype();

@@ -15,6 +15,7 @@ pub mod read;
 pub mod record;
 pub mod write;
 
+pub(crate) use read::stored_values;
 pub use read::{QuantizerStates, Stage, StoredTensor};
 pub use record::Record;
 pub use write::{StageState, extra_state};

@@ -190,6 +190,7 @@ fn an_export_of_megatrons_checkpoint_is_the_model_it_was_made_from() {
             vocab_size: None,
             allow_unmapped: false,
             max_file_size: 5_000_000_000,
+            compat_modelopt: false,
         };
         let plan = plan_export(&path, &out.path().join("hf"), &options).unwrap();
         execute(&plan, &RunOptions { threads: 2, force: false }, &Silent).unwrap();

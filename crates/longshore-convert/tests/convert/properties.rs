@@ -174,6 +174,7 @@ proptest! {
             vocab_size: None,
             allow_unmapped: false,
             max_file_size: 1 + seed % 3000,
+            compat_modelopt: false,
         };
         execute(&plan_export(&mc, &back, &export).unwrap(), &run, &Silent).unwrap();
         prop_assert!(contents(&source) == contents(&back));

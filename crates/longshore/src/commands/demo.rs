@@ -213,6 +213,7 @@ fn export_options() -> ExportOptions {
         vocab_size: None,
         allow_unmapped: false,
         max_file_size: crate::options::HF_FILE_SIZE,
+        compat_modelopt: false,
     }
 }
 

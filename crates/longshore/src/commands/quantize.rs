@@ -6,7 +6,7 @@ mod shown;
 
 use super::{Answer, write};
 use crate::calibration::{self, Pieces};
-use crate::cli::quantize::{Compat, Fc2Amax, QuantizeArgs};
+use crate::cli::quantize::{Fc2Amax, QuantizeArgs};
 use crate::cli::Target;
 use crate::engine::Opened;
 use crate::error::UsageError;
@@ -17,7 +17,6 @@ use anyhow::Result;
 use longshore_ckpt::Format;
 use longshore_convert::plan::Quantized;
 use longshore_convert::quantized::linear::Naming;
-use longshore_convert::quantized::overlay::HfForm;
 use longshore_convert::quantized::{Calibrated, Quantization};
 use longshore_convert::{Error, Plan, run, SpecName, plan_quantized_export, plan_quantized_import};
 use longshore_quant::config::{Method, QuantConfig};
@@ -52,9 +51,8 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
     let jobs = jobs(args, env, &opened, source, destination)?;
     let naming = naming(&jobs, &opened);
     let quantization = Quantization::decide(&opened.source.model, naming, &config).map_err(Error::Refused)?;
-    let form = HfForm { compat_modelopt: args.what.compat == Some(Compat::Modelopt) };
     let nothing = Calibrated::default();
-    let quantized = |calibrated| Quantized { quantization: &quantization, calibrated, config: &config, form };
+    let quantized = |calibrated| Quantized { quantization: &quantization, calibrated, config: &config };
     // Whatever is wrong is found before anything is computed.
     let mut plans = Vec::new();
     for job in &jobs {

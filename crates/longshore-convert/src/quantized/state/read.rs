@@ -8,7 +8,7 @@ use crate::{Error, Result, cast};
 use longshore_ckpt::tensor::element_count;
 use longshore_ckpt::torch_dist::extra_state::ExtraState;
 use longshore_ckpt::torch_dist::pickle::View;
-use longshore_ckpt::{Catalog, Dtype, Format, torch_dist};
+use longshore_ckpt::{Catalog, Dtype, Extent, Format, Rect, torch_dist};
 use longshore_quant::Attributes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -239,28 +239,46 @@ impl Reader<'_> {
                 continue;
             };
             self.used.insert(full);
+            // Their weight quantizers lie on an axis of experts.
+            let stacked = !self.names.contains_key(&own) && quantizer == "weight_quantizer";
+            let expert = expert_of(module).filter(|_| stacked).map(|(expert, _)| expert as u64);
             match buffer.as_str() {
                 "_amax" => {
                     let most = if attributes.axis.is_some() { MAX_VALUES } else { 1 };
-                    amax = self.tensor(full, (!is_blocked).then_some(most), true)?;
+                    amax = self.tensor(full, expert, (!is_blocked).then_some(most), true)?;
                 }
-                "_global_amax" => global_amax = self.tensor(full, Some(1), true)?,
-                "_pre_quant_scale" => pre_quant_scale = self.tensor(full, Some(MAX_VALUES), false)?,
+                "_global_amax" => global_amax = self.tensor(full, expert, Some(1), true)?,
+                "_pre_quant_scale" => pre_quant_scale = self.tensor(full, None, Some(MAX_VALUES), false)?,
                 _ => self.problem(full, "this tensor of a quantizer is not supported"),
             }
         }
         Ok(Stage { attributes, amax, global_amax, pre_quant_scale })
     }
 
-    /// Locates a tensor, and reads its values where `most` of them are expected.
-    fn tensor(&mut self, full: &str, most: Option<u64>, is_amax: bool) -> Result<Option<StoredTensor>> {
-        let tensor = match locate(self.catalog, &mut self.files, full)? {
+    /// Locates a tensor, or one expert's slot of it, and reads its values where `most` of them are expected.
+    fn tensor(
+        &mut self,
+        full: &str,
+        expert: Option<u64>,
+        most: Option<u64>,
+        is_amax: bool,
+    ) -> Result<Option<StoredTensor>> {
+        let mut tensor = match locate(self.catalog, &mut self.files, full)? {
             Ok(tensor) => tensor,
             Err(problem) => {
                 self.problems.push(problem);
                 return Ok(None);
             }
         };
+        if let Some(expert) = expert {
+            match slot(tensor, expert) {
+                Some(one) => tensor = one,
+                None => {
+                    self.problem(full, format!("it has no slot for expert {expert}"));
+                    return Ok(None);
+                }
+            }
+        }
         if !is_float(tensor.dtype) || tensor.dtype == Dtype::Float64 {
             let file = file_of(self.catalog, full);
             let (what, rule) = ("expected a float of 16 or 32 bits".into(), String::new());
@@ -270,34 +288,16 @@ impl Reader<'_> {
         let tensor = Arc::new(tensor);
         let Some(most) = most else { return Ok(Some(StoredTensor { tensor, values: None })) };
         let count = element_count(&tensor.shape).filter(|&count| (1..=most).contains(&count));
-        let Some(count) = count else {
+        if count.is_none() {
             self.problem(full, format!("expected 1 to {most} values, found the shape {:?}", tensor.shape));
             return Ok(None);
-        };
-        let values = self.values(&tensor, count as usize)?;
+        }
+        let values = stored_values(&tensor, |file, offset, bytes| self.files.get(file)?.read_exact_at(offset, bytes))?;
         if let Some(bad) = values.iter().find(|v| !v.is_finite() || (is_amax && **v < 0.0)) {
             self.problem(full, format!("expected finite values{}, found {bad}", if is_amax { " from 0" } else { "" }));
             return Ok(None);
         }
         Ok(Some(StoredTensor { tensor, values: Some(values.into()) }))
-    }
-
-    fn values(&mut self, tensor: &SourceTensor, count: usize) -> Result<Vec<f32>> {
-        let mut out = vec![0.0; count];
-        for (rect, extent) in &tensor.chunks {
-            let mut bytes = vec![0; extent.len as usize];
-            self.files.get(extent.file)?.read_exact_at(extent.offset, &mut bytes)?;
-            let mut values = vec![0.0; rect.len() as usize];
-            cast::widen(tensor.dtype, &bytes, &mut values);
-            let mut local = 0;
-            while local < values.len() {
-                let (at, run) = rect.run_at(&tensor.shape, local as u64);
-                let (at, run) = (at as usize, (run as usize).min(values.len() - local));
-                out[at..at + run].copy_from_slice(&values[local..local + run]);
-                local += run;
-            }
-        }
-        Ok(out)
     }
 
     /// What no state speaks of, and weights that are not those of a plain checkpoint.
@@ -319,6 +319,45 @@ impl Reader<'_> {
             self.problem(first, what);
         }
     }
+}
+
+/// The values of a tensor in row-major order, widened. `read(file, offset, bytes)` fills the bytes.
+pub(crate) fn stored_values(
+    tensor: &SourceTensor,
+    mut read: impl FnMut(u32, u64, &mut [u8]) -> longshore_ckpt::Result<()>,
+) -> longshore_ckpt::Result<Vec<f32>> {
+    let mut out = vec![0.0; tensor.shape.iter().product::<u64>() as usize];
+    for (rect, extent) in &tensor.chunks {
+        let mut bytes = vec![0; extent.len as usize];
+        read(extent.file, extent.offset, &mut bytes)?;
+        let mut values = vec![0.0; rect.len() as usize];
+        cast::widen(tensor.dtype, &bytes, &mut values);
+        let mut local = 0;
+        while local < values.len() {
+            let (at, run) = rect.run_at(&tensor.shape, local as u64);
+            let (at, run) = (at as usize, (run as usize).min(values.len() - local));
+            out[at..at + run].copy_from_slice(&values[local..local + run]);
+            local += run;
+        }
+    }
+    Ok(out)
+}
+
+/// One index of the first axis of a tensor, as a tensor of its own.
+fn slot(tensor: SourceTensor, index: u64) -> Option<SourceTensor> {
+    let (&count, shape) = tensor.shape.split_first()?;
+    if index >= count {
+        return None;
+    }
+    let chunk = |(rect, extent): (Rect, Extent)| {
+        let (first, last) = (rect.offsets[0], rect.offsets[0] + rect.sizes[0]);
+        let size = rect.len() / rect.sizes[0].max(1) * tensor.dtype.size();
+        let extent = Extent { offset: extent.offset + index.checked_sub(first)? * size, len: size, ..extent };
+        let rect = Rect { offsets: rect.offsets[1..].to_vec(), sizes: rect.sizes[1..].to_vec() };
+        (index < last).then_some((rect, extent))
+    };
+    let chunks = tensor.chunks.into_iter().filter_map(chunk).collect();
+    Some(SourceTensor { name: tensor.name, dtype: tensor.dtype, shape: shape.to_vec(), chunks })
 }
 
 /// The states of one quantizer's stages or experts, by the numbers after its name.

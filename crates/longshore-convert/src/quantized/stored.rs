@@ -1,0 +1,143 @@
+//! The quantization of a checkpoint that has quantizers.
+
+use super::linear::{Linear, Naming, Role, linears};
+use super::state::{QuantizerStates, Stage};
+use super::{Calibrated, KvQuantizers, QuantLinear, Quantization, WeightAmax, encode};
+use crate::config::LayerSpec;
+use crate::error::Problem;
+use crate::model::{Model, spec};
+use crate::options::SpecName;
+use crate::plan::{Note, NoteKind};
+use crate::{Error, Result};
+use longshore_ckpt::Catalog;
+use longshore_quant::{Attributes, Scheme};
+use std::sync::Arc;
+
+/// The quantizers of a torch_dist checkpoint, taken out of its catalog; `None` where it has none.
+pub(crate) fn read(catalog: &mut Catalog, model: &mut Model) -> Result<Option<(Quantization, Calibrated)>> {
+    let naming = match spec(catalog) {
+        SpecName::Te => Naming::MegatronTe,
+        SpecName::Local => Naming::MegatronLocal,
+    };
+    let Some(states) = QuantizerStates::read(catalog)? else { return Ok(None) };
+    let found = quantization(model, &states, naming).map_err(Error::Refused)?;
+    if let Some(record) = &states.record {
+        let count = found.0.linears.iter().filter(|q| q.is_quantized()).count();
+        let text = format!("{count} quantized linears (ModelOpt {})", record.version);
+        model.notes.push(Note::new(NoteKind::Inferred, text));
+    }
+    Ok(Some(found))
+}
+
+/// What the quantizers of a checkpoint do, and their magnitudes. Refused are, all together, quantizers that nothing here
+/// computes, and those of modules that the model has not.
+fn quantization(
+    model: &Model,
+    states: &QuantizerStates,
+    naming: Naming,
+) -> std::result::Result<(Quantization, Calibrated), Vec<Problem>> {
+    let mut reader = Reader { states, problems: Vec::new(), calibrated: Calibrated::default() };
+    reader.calibrated.weights_are_scaled = true;
+    let linears = linears(model.architecture, &model.config).into_iter().map(|l| reader.linear(l)).collect();
+    let mut kv = Vec::new();
+    for (index, spec) in model.config.layers.iter().enumerate() {
+        if matches!(spec, LayerSpec::Attention(_)) {
+            kv.extend(reader.attention(index));
+        }
+    }
+    let Reader { problems, calibrated, .. } = reader;
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    Ok((Quantization { naming, linears, kv, warnings: Vec::new() }, calibrated))
+}
+
+struct Reader<'a> {
+    states: &'a QuantizerStates,
+    problems: Vec<Problem>,
+    calibrated: Calibrated,
+}
+
+impl Reader<'_> {
+    fn problem(&mut self, tensor: String, what: impl Into<String>) {
+        self.problems.push(Problem::Quantize { tensor, what: what.into() });
+    }
+
+    fn schemes(&mut self, quantizer: &str, stages: &[Stage]) -> Vec<Scheme> {
+        let mut schemes = Vec::new();
+        for stage in stages {
+            match stage.attributes.scheme() {
+                Ok(scheme) => schemes.extend(scheme),
+                Err(error) => self.problem(quantizer.to_owned(), error.to_string()),
+            }
+        }
+        schemes
+    }
+
+    fn linear(&mut self, linear: Linear) -> QuantLinear {
+        let module = linear.module.clone();
+        let of = |role: Role| self.states.stages(&module, role.quantizer());
+        let [input, weight, output] = Role::ALL.map(of);
+        let name = |role: Role| format!("{module}.{}", role.quantizer());
+        let input_schemes = self.schemes(&name(Role::Input), input);
+        let weight_schemes = self.schemes(&name(Role::Weight), weight);
+        if !self.schemes(&name(Role::Output), output).is_empty() {
+            self.problem(name(Role::Output), "quantized outputs are not implemented");
+        }
+        if input_schemes.len() > 1 {
+            self.problem(name(Role::Input), "an input that is quantized twice is not implemented");
+        }
+        if let Some(amax) = input.iter().find_map(first_amax) {
+            self.calibrated.inputs.insert(module.clone(), amax);
+        }
+        let scale = input.iter().find_map(|stage| stage.pre_quant_scale.as_ref()?.values.clone());
+        let has_pre_quant_scale = scale.is_some();
+        if let Some(scale) = scale {
+            self.calibrated.pre_quant_scales.insert(module.clone(), scale);
+        }
+        let enabled = weight.iter().filter(|stage| stage.attributes.enable);
+        for (i, (stage, &scheme)) in enabled.zip(&weight_schemes).enumerate() {
+            if let Some(amax) = weight_amax(stage, scheme) {
+                self.calibrated.weights.insert((module.clone(), i), amax);
+            }
+        }
+        let attributes = |stages: &[Stage]| stages.iter().map(|stage| stage.attributes.clone()).collect::<Vec<_>>();
+        let (input, weight, output) = (attributes(input), attributes(weight), attributes(output));
+        let input_scheme = input_schemes.first().copied();
+        QuantLinear { linear, input, weight, output, input_scheme, weight_schemes, has_pre_quant_scale }
+    }
+
+    fn attention(&mut self, index: usize) -> Option<KvQuantizers> {
+        let module = format!("decoder.layers.{index}.self_attention.core_attention");
+        let names = ["q", "k", "v"].map(|letter| format!("{letter}_bmm_quantizer"));
+        let stages = names.each_ref().map(|name| self.states.stages(&module, name));
+        let mut schemes = [None; 3];
+        for ((scheme, name), stages) in schemes.iter_mut().zip(&names).zip(stages) {
+            *scheme = self.schemes(&format!("{module}.{name}"), stages).first().copied();
+        }
+        if schemes.iter().all(Option::is_none) {
+            return None;
+        }
+        let amax = stages.map(|stages| stages.iter().find_map(first_amax));
+        self.calibrated.kv.insert(module.clone(), amax);
+        let of = |stages: &[Stage]| -> Vec<Attributes> { stages.iter().map(|s| s.attributes.clone()).collect() };
+        let hf = |p: &str| format!("backbone.layers.{index}.mixer.{p}");
+        let (hf_k, hf_v, attributes) = (hf("k_proj"), hf("v_proj"), stages.map(of));
+        Some(KvQuantizers { module, hf_k, hf_v, attributes, schemes })
+    }
+}
+
+fn first_amax(stage: &Stage) -> Option<f32> {
+    stage.amax.as_ref()?.values.as_ref()?.first().copied()
+}
+
+fn weight_amax(stage: &Stage, scheme: Scheme) -> Option<WeightAmax> {
+    if matches!(scheme, Scheme::Nvfp4Static { .. }) {
+        let global = stage.global_amax.as_ref()?.values.as_ref()?.first().copied()?;
+        return Some(WeightAmax::Blocks { blocks: Arc::clone(&stage.amax.as_ref()?.tensor), global });
+    }
+    if encode::is_shared(scheme) {
+        return first_amax(stage).map(WeightAmax::Tensor);
+    }
+    Some(WeightAmax::Rows(Arc::clone(&stage.amax.as_ref()?.tensor)))
+}

@@ -1,0 +1,2 @@
+from .._impl import GroupedLinear  # noqa
+class _GroupedLinear: pass

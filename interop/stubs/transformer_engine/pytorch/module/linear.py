@@ -1,0 +1,2 @@
+from .._impl import Linear  # noqa
+class _Linear: pass
