@@ -79,6 +79,12 @@ pub fn widen(from: Dtype, source: &[u8], target: &mut [f32]) {
     }
 }
 
+/// Stores values as `to`; how many finite ones became infinite.
+pub fn narrow(values: &[f32], to: Dtype, target: &mut [u8]) -> u64 {
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    cast(Dtype::Float32, &bytes, to, target)
+}
+
 fn each<const S: usize, const T: usize>(source: &[u8], target: &mut [u8], f: impl Fn([u8; S]) -> [u8; T]) -> u64 {
     let (source, target) = (source.as_chunks::<S>().0, target.as_chunks_mut::<T>().0);
     for (s, t) in source.iter().zip(target) {

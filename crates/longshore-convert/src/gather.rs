@@ -1,6 +1,7 @@
 //! Gathering: the bytes of a box of an output tensor, collected from the source files in bounded memory.
 
 use crate::cast;
+use crate::quantized::packed::Packed;
 use crate::resolve::{Part, Recipe, SourceTensor};
 use longshore_ckpt::fs::ReadFile;
 use longshore_ckpt::{Dtype, Rect};
@@ -12,15 +13,31 @@ const MAX_GAP: u64 = 32 << 10;
 /// A piece of at least this many bytes is read straight into place.
 const DIRECT: u64 = 64 << 10;
 
-/// A run of elements that is contiguous in the output box and in one source file.
+/// A run of elements that is contiguous in the output box and in its source.
 #[derive(Clone, Copy, Debug)]
-struct Piece {
+struct Piece<'a> {
     /// Byte in the output buffer.
     at: u64,
     /// Elements.
     len: u64,
-    /// File, byte offset and dtype; `None`: zeros.
-    from: Option<(u32, u64, Dtype)>,
+    from: From<'a>,
+}
+
+/// Where a run of elements comes from.
+#[derive(Clone, Copy, Debug)]
+enum From<'a> {
+    Zeros,
+    /// File, byte offset and dtype.
+    File(u32, u64, Dtype),
+    /// A packed tensor, and the first element.
+    Packed(&'a Packed, u64),
+}
+
+impl From<'_> {
+    /// Pieces are read in the order of files; the others come first.
+    fn position(&self) -> Option<(u32, u64)> {
+        if let Self::File(file, offset, _) = *self { Some((file, offset)) } else { None }
+    }
 }
 
 /// Walks a recipe; remembers the part and the chunk it was in, which is where the next run begins as a rule.
@@ -32,13 +49,16 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     /// The run of elements of the output tensor that begins at `global`: its length, and where it comes from.
-    fn run(&mut self, global: u64) -> (u64, Option<(u32, u64, Dtype)>) {
+    fn run(&mut self, global: u64) -> (u64, From<'a>) {
         let (part, index, run) = self.part_of(global);
-        let Some((source, region)) = &part.source else { return (run, None) };
+        let Some((source, region)) = &part.source else { return (run, From::Zeros) };
         let (source_global, source_run) = region.at(index);
+        if let Some(packed) = &source.packed {
+            return (run.min(source_run), From::Packed(packed, source_global));
+        }
         let (chunk, local, chunk_run) = self.chunk_of(source, source_global);
         let offset = source.chunks[chunk].1.offset + local * source.dtype.size();
-        (run.min(source_run).min(chunk_run), Some((source.chunks[chunk].1.file, offset, source.dtype)))
+        (run.min(source_run).min(chunk_run), From::File(source.chunks[chunk].1.file, offset, source.dtype))
     }
 
     fn part_of(&mut self, global: u64) -> (&'a Part, u64, u64) {
@@ -78,7 +98,7 @@ pub struct Gather<'a> {
     dtype: Dtype,
     /// Elements already given.
     next: u64,
-    pieces: Vec<Piece>,
+    pieces: Vec<Piece<'a>>,
     scratch: Vec<u8>,
 }
 
@@ -113,9 +133,9 @@ impl<'a> Gather<'a> {
     }
 
     /// Adds a piece, joined to the last one where it continues it on both sides.
-    fn push(&mut self, piece: Piece) {
-        if let (Some(last), Some((file, offset, dtype))) = (self.pieces.last_mut(), piece.from)
-            && let Some((last_file, last_offset, last_dtype)) = last.from
+    fn push(&mut self, piece: Piece<'a>) {
+        if let (Some(last), From::File(file, offset, dtype)) = (self.pieces.last_mut(), piece.from)
+            && let From::File(last_file, last_offset, last_dtype) = last.from
             && (last_file, last_dtype) == (file, dtype)
             && last_offset + last.len * dtype.size() == offset
         {
@@ -128,14 +148,24 @@ impl<'a> Gather<'a> {
     fn read(&mut self, files: &[ReadFile], dtype: Dtype, out: &mut [u8]) -> longshore_ckpt::Result<u64> {
         let mut overflows = 0;
         let limit = out.len() as u64;
-        self.pieces.sort_by_key(|p| p.from.map(|(file, offset, _)| (file, offset)));
+        self.pieces.sort_by_key(|p| p.from.position());
         let mut rest = self.pieces.as_slice();
         while let Some(&first) = rest.first() {
             let at = first.at as usize;
-            let Some((file, start, source)) = first.from else {
-                out[at..at + (first.len * dtype.size()) as usize].fill(0);
-                rest = &rest[1..];
-                continue;
+            let target = &mut out[at..at + (first.len * dtype.size()) as usize];
+            let (file, start, source) = match first.from {
+                From::File(file, start, source) => (file, start, source),
+                From::Zeros => {
+                    target.fill(0);
+                    rest = &rest[1..];
+                    continue;
+                }
+                From::Packed(packed, element) => {
+                    let values = packed.read(files, element, first.len)?;
+                    overflows += cast::narrow(&values, dtype, target);
+                    rest = &rest[1..];
+                    continue;
+                }
             };
             let bytes = first.len * source.size();
             if source == dtype && bytes >= DIRECT {
@@ -147,7 +177,7 @@ impl<'a> Gather<'a> {
             let mut end = start + bytes;
             let mut count = 1;
             for piece in &rest[1..] {
-                let Some((next_file, offset, next)) = piece.from else { break };
+                let From::File(next_file, offset, next) = piece.from else { break };
                 let next_end = offset + piece.len * next.size();
                 let near = next_file == file && offset <= end + MAX_GAP;
                 if !near || next_end.max(end) - start > limit.max(bytes) {
@@ -159,7 +189,7 @@ impl<'a> Gather<'a> {
             self.scratch.resize((end - start) as usize, 0);
             files[file as usize].read_exact_at(start, &mut self.scratch)?;
             for piece in &rest[..count] {
-                let Some((_, offset, source)) = piece.from else { continue };
+                let From::File(_, offset, source) = piece.from else { continue };
                 let from = (offset - start) as usize;
                 let source_bytes = &self.scratch[from..from + (piece.len * source.size()) as usize];
                 let target = &mut out[piece.at as usize..(piece.at + piece.len * dtype.size()) as usize];

@@ -64,6 +64,8 @@ pub struct ImportOptions {
     pub iteration: Option<u64>,
     /// Also writes `core_attention._extra_state`, which megatron-core 0.12 to 0.14 ask for (`--mcore 0.14`).
     pub core_attention_states: bool,
+    /// Stores packed weights as the values that they stand for.
+    pub dequantize: bool,
     /// Leaves source tensors out that the architecture does not name, each with a line in the report.
     pub allow_unmapped: bool,
     /// A folder whose config, tokenizer and other files are used instead of the source's own.

@@ -11,6 +11,7 @@ pub(crate) use draft::unmapped;
 pub(crate) use export::drop_training_state;
 pub use export::{plan_export, plan_quantized_export};
 pub use import::{plan_import, plan_quantized_import};
+pub(crate) use recut::recut;
 
 use crate::arch::{RuleRow, location};
 use crate::config::ModelConfig;

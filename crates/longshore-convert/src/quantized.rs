@@ -12,11 +12,13 @@ pub mod linear;
 pub mod lint;
 pub mod objects;
 pub mod overlay;
+pub mod packed;
 pub mod state;
 pub mod stored;
 
 use crate::resolve::SourceTensor;
 use linear::{Linear, Naming};
+use longshore_quant::search::Search;
 use longshore_quant::{Attributes, Granularity, Scheme};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -156,10 +158,25 @@ pub struct Calibrated {
     pub pre_quant_scales: BTreeMap<String, Arc<[f32]>>,
     /// Whether the weights are already divided by `pre_quant_scales` in the source.
     pub weights_are_scaled: bool,
+    /// Whether the source's weights are packed: their values are already what quantization makes of them.
+    pub weights_are_values: bool,
     /// The weight's, by module and stage, where they are not those of the weight itself.
     pub weights: BTreeMap<(String, usize), WeightAmax>,
+    /// What is tried for those that are not in `weights`; `None`: only the largest magnitude.
+    pub weight_search: Option<Search>,
+    /// Shares of the largest magnitudes of a weight's blocks, by module; of the first stage.
+    pub clipped: BTreeMap<String, BlockShares>,
     /// Queries, keys, values, by `….core_attention`.
     pub kv: BTreeMap<String, [Option<f32>; 3]>,
+}
+
+/// Shares of the largest magnitudes of blocks.
+#[derive(Clone, Debug)]
+pub struct BlockShares {
+    /// The shares.
+    pub shares: Arc<[f32]>,
+    /// Which one every block has, `[rows, n]` in the order of the Megatron side.
+    pub index: Arc<[u8]>,
 }
 
 /// The magnitude of a weight.

@@ -7,6 +7,7 @@ use crate::arch::location;
 use crate::error::Problem;
 use crate::mapping::{Declared, Mapping, Precision};
 use crate::quantized::encode::{Encoding, Output};
+use crate::quantized::packed::Packed;
 use crate::region::Region;
 use longshore_ckpt::fs::ReadFile;
 use longshore_ckpt::{Catalog, Dtype, Extent, Format, Rect, torch_dist};
@@ -23,7 +24,7 @@ pub enum Direction {
 }
 
 /// A tensor of the source, located down to its bytes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SourceTensor {
     /// Name.
     pub name: String,
@@ -33,6 +34,8 @@ pub struct SourceTensor {
     pub shape: Vec<u64>,
     /// The stored boxes, sorted by their first element, and the extents of their raw data.
     pub chunks: Vec<(Rect, Extent)>,
+    /// What its values are computed from, where it is packed; its chunks then mean nothing.
+    pub packed: Option<Arc<Packed>>,
 }
 
 /// A part of an output tensor.
@@ -291,7 +294,7 @@ pub fn locate(
         chunks.push((chunk.rect.clone(), extent));
     }
     chunks.sort_by(|a, b| a.0.offsets.cmp(&b.0.offsets));
-    Ok(Ok(SourceTensor { name: name.into(), dtype: info.dtype, shape: info.shape.clone(), chunks }))
+    Ok(Ok(SourceTensor { name: name.into(), dtype: info.dtype, shape: info.shape.clone(), chunks, packed: None }))
 }
 
 /// The data files of a catalog, opened when first needed.

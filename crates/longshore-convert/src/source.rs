@@ -7,19 +7,17 @@
 use crate::arch::SpecKeys;
 use crate::error::Problem;
 use crate::gather::{BAND, Gather};
-use crate::mapping::Mapping;
 use crate::model::{Model, check_vocabulary, read_manifest, spec_keys, stored_vocab};
-use crate::plan::{Note, NoteKind, drop_training_state, open_all, unmapped};
+use crate::plan::{Note, NoteKind, drop_training_state, open_all, recut, unmapped};
+use crate::quantized::packed::{self, PackedFolder};
 use crate::quantized::{Calibrated, Quantization, stored};
-use crate::region::Region;
 use crate::quantized::state::stored_values;
-use crate::resolve::{Direction, OpenFiles, Part, Recipe, SourceTensor, locate, resolve};
+use crate::resolve::{Direction, Recipe, SourceTensor, resolve};
 use crate::{Error, Result};
 use longshore_ckpt::fs::ReadFile;
 use longshore_ckpt::{Catalog, Dtype, Format, Rect};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A model's weights, located down to their bytes and read on demand.
@@ -40,8 +38,14 @@ impl Source {
     /// wrong with names, shapes, dtypes and coverage is found here, all of it together.
     pub fn open(path: &Path, base: Option<&Path>, allow_unmapped: bool) -> Result<Self> {
         let mut catalog = Catalog::open(path)?;
-        let (mut model, rows, quantized) = match catalog.format {
-            Format::Safetensors => hugging_face(&catalog, base)?,
+        let mut packed = None;
+        let (mut model, rows, mut quantized) = match catalog.format {
+            Format::Safetensors => {
+                let (model, folder) = hugging_face(&mut catalog, base)?;
+                packed = folder;
+                let rows = model.config.vocab_size;
+                (model, rows, None)
+            }
             Format::TorchDist => torch_dist(&mut catalog, base)?,
         };
         let config = &model.config;
@@ -52,14 +56,19 @@ impl Source {
                 let mut resolved = resolve(&canonical, &catalog, Direction::Import, &|_, _, dtype| dtype)?;
                 problems.append(&mut resolved.problems);
                 unmapped(&resolved.unmapped, &catalog, allow_unmapped, &mut problems, &mut model.notes);
+                if let Some(mut packed) = packed {
+                    problems.append(&mut packed.problems);
+                    packed.attach(&mut resolved.recipes);
+                    quantized = Some((packed.quantization, packed.calibrated));
+                }
                 resolved.recipes
             }
             Format::TorchDist => {
                 let stored = (model.architecture.mapping)(config, &spec_keys(&catalog), rows);
-                let mut resolved = resolve(&stored, &catalog, Direction::Export, &|_, _, dtype| dtype)?;
+                let mut resolved = recut(&stored, &canonical, &catalog, &|_, _, dtype| dtype)?;
                 problems.append(&mut resolved.problems);
                 unmapped(&resolved.unmapped, &catalog, allow_unmapped, &mut problems, &mut model.notes);
-                if problems.is_empty() { identities(&canonical, &stored, &catalog, &mut problems)? } else { Vec::new() }
+                resolved.recipes
             }
         };
         if !problems.is_empty() {
@@ -146,12 +155,18 @@ fn no_overflow(name: &str, dtype: Dtype, overflows: u64) -> Result<()> {
 
 type Stored = Option<(Quantization, Calibrated)>;
 
-fn hugging_face(catalog: &Catalog, base: Option<&Path>) -> Result<(Model, u64, Stored)> {
+/// The model of a Hugging Face folder, and its packed weights, which the catalog then shows as plain ones.
+pub(crate) fn hugging_face(catalog: &mut Catalog, base: Option<&Path>) -> Result<(Model, Option<PackedFolder>)> {
     let mut model = Model::from_folder(base.unwrap_or(&catalog.folder))?;
     let per_block = model.config.mtp.as_ref().map_or(1, |m| m.layers.len() as u64);
     model.settle_mtp(catalog.tensors.keys(), per_block);
-    let rows = model.config.vocab_size;
-    Ok((model, rows, None))
+    let config = packed::config(&catalog.folder)?;
+    let folder = packed::take(catalog, &model, config.as_ref())?;
+    if let Some(folder) = &folder {
+        let count = folder.quantization.linears.iter().filter(|q| q.is_quantized()).count();
+        model.notes.push(Note::new(NoteKind::Inferred, format!("{count} quantized linears, packed")));
+    }
+    Ok((model, folder))
 }
 
 /// The model, the number of vocabulary rows that the checkpoint stores, and its quantizers, which the catalog then no
@@ -176,45 +191,4 @@ pub(crate) fn torch_dist(catalog: &mut Catalog, base: Option<&Path>) -> Result<(
     }
     let quantized = stored::read(catalog, &mut model)?;
     Ok((model, rows, quantized))
-}
-
-/// The recipes of a torch_dist checkpoint: every tensor is itself, but for the name of a fused norm and padded rows.
-fn identities(
-    canonical: &Mapping,
-    stored: &Mapping,
-    catalog: &Catalog,
-    problems: &mut Vec<Problem>,
-) -> Result<Vec<Recipe>> {
-    // Norms are whole tensors on both sides, so the Hugging Face name joins the two Megatron names.
-    let by_hf: BTreeMap<&str, &str> = stored.ties.iter().map(|t| (t.hf.0.as_str(), t.mc.0.as_str())).collect();
-    let renamed: BTreeMap<&str, &str> = canonical
-        .ties
-        .iter()
-        .filter(|t| !stored.mc.contains_key(&t.mc.0))
-        .filter_map(|t| Some((t.mc.0.as_str(), *by_hf.get(t.hf.0.as_str())?)))
-        .collect();
-    let mut files = OpenFiles::new(catalog);
-    let mut recipes = Vec::with_capacity(canonical.mc.len());
-    for (name, declared) in &canonical.mc {
-        let source = renamed.get(name.as_str()).copied().unwrap_or(name);
-        match locate(catalog, &mut files, source)? {
-            Ok(tensor) => {
-                let len: u64 = declared.shape.iter().product();
-                let row: u64 = declared.shape.iter().skip(1).product();
-                let stored_rows = tensor.shape.first().copied().unwrap_or(1);
-                // Fewer rows than are stored are wanted of the vocabulary alone: every other shape was compared.
-                let region = Region::rows(stored_rows, 0..declared.shape[0], row);
-                recipes.push(Recipe {
-                    name: name.clone(),
-                    dtype: tensor.dtype,
-                    shape: declared.shape.clone(),
-                    parts: vec![Part { target: Region::all(len), source: Some((Arc::new(tensor), region)) }],
-                    declared: declared.clone(),
-                    computed: None,
-                });
-            }
-            Err(problem) => problems.push(problem),
-        }
-    }
-    Ok(recipes)
 }

@@ -13,6 +13,7 @@ use crate::quantized::InputQuantizer;
 use crate::site::Site;
 use crate::stats::{InputStats, StatsWanted};
 use longshore_ckpt::Dtype;
+use longshore_quant::Scheme;
 use std::ops::Range;
 
 /// The rows of one sequence in a batch, and what its layer remembers of the tokens before.
@@ -45,6 +46,32 @@ pub struct Routing {
     pub experts: Vec<u32>,
     /// Their weights, scaled, `[tokens, top_k]`.
     pub weights: Vec<f32>,
+}
+
+/// How a matrix keeps its weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// Elements of a float type.
+    Float(Dtype),
+    /// Codes and their scales.
+    Quantized(Scheme),
+}
+
+impl From<Dtype> for WeightFormat {
+    fn from(dtype: Dtype) -> Self {
+        Self::Float(dtype)
+    }
+}
+
+/// Whole rows of a quantized weight, as [`longshore_quant::pack::pack`] makes them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedRows {
+    /// Codes. Of INT4 rows lie in pairs, the even one in the low nibbles; other 4-bit codes are pairs of columns.
+    pub weight: Vec<u8>,
+    /// Scales of the rows or their blocks, or that of the tensor.
+    pub scale: Vec<u8>,
+    /// The scale of the tensor beside those of blocks.
+    pub scale_2: Option<f32>,
 }
 
 /// Rows that a linear (all experts' linears of a projection) is about to read, before any quantization.
@@ -86,6 +113,8 @@ pub trait Probe<B: Backend> {
     fn all_experts(&self) -> bool {
         false
     }
+    /// The rows that come next: positions of prompts, in order.
+    fn batch(&mut self, _: &[(usize, Range<usize>)]) {}
     /// Inputs of a linear. An error ends the pass.
     fn inputs(&mut self, backend: &B, inputs: &Inputs<'_, B>) -> Result<()>;
 }
@@ -116,12 +145,16 @@ pub trait Backend: Sized + Send + Sync {
 
     /// The element type in which a matrix with a source of type `stored` should be handed to [`Backend::pack`].
     fn matrix_type(&self, stored: Dtype) -> Dtype;
-    /// An empty matrix for elements of [`Backend::matrix_type`].
-    fn matrix(&self, rows: usize, cols: usize, element: Dtype) -> Self::Matrix;
-    /// Packs whole rows, row-major and little-endian, from `first_row` on.
+    /// Whether there are matrices of [`WeightFormat::Quantized`] with this scheme.
+    fn has_quantized(&self, scheme: Scheme) -> bool;
+    /// An empty matrix; elements are those of [`Backend::matrix_type`], schemes those of [`Backend::has_quantized`].
+    fn matrix(&self, rows: usize, cols: usize, format: impl Into<WeightFormat>) -> Self::Matrix;
+    /// Packs whole rows of elements, row-major and little-endian, from `first_row` on.
     fn pack(&self, matrix: &mut Self::Matrix, first_row: usize, rows: &[u8]);
+    /// Packs whole rows of codes from `first_row` on, which is a multiple of [`longshore_quant::pack::band_rows`].
+    fn pack_quantized(&self, matrix: &mut Self::Matrix, first_row: usize, rows: &QuantizedRows);
     /// Bytes that a matrix of this shape takes.
-    fn matrix_size(&self, rows: u64, cols: u64, element: Dtype) -> u64;
+    fn matrix_size(&self, rows: u64, cols: u64, format: WeightFormat) -> u64;
     /// Bytes of an element of the residual stream and of the key/value cache, as the precision has them.
     fn activation_size(&self) -> u64;
     /// A vector.

@@ -10,6 +10,7 @@
 use crate::backend::{Backend, Inputs, Probe};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::search::{self, Awq, Found, Targets, Unit};
 use crate::site::Site;
 use crate::stats::{InputStats, StatsWanted};
 use crate::sweep::{RowNames, Sweep, SweepOptions};
@@ -78,6 +79,11 @@ impl<B: Backend + 'static> Calibrator<B> {
         }
         calibrator.layers = done;
         Ok(calibrator)
+    }
+
+    /// Searches the next layer, which is computed after that as if nothing had been.
+    pub fn search_layer(&mut self, targets: &Targets, awq: &Awq) -> Result<BTreeMap<Unit, Found>> {
+        search::layer(&self.model, &mut self.sweep, self.layers.len(), targets, awq)
     }
 
     /// Computes the next layer. `None` if there was none.

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, Observer};
 use crate::sample::argmax;
 use crate::sweep::{Sweep, SweepOptions};
+use longshore_quant::Distortion;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -29,6 +30,8 @@ pub struct LayerDifference {
     pub kind: char,
     /// Of the residual stream after it.
     pub hidden: Difference,
+    /// The same as powers: of the first's residual stream, and of what the second's is off.
+    pub distortion: Distortion,
     /// Tokens that a MoE layer sent to other experts, of all tokens.
     pub routes: Option<(usize, usize)>,
 }
@@ -44,6 +47,10 @@ pub struct PromptDifference {
     pub kl_mean: f64,
     /// The largest.
     pub kl_max: f64,
+    /// Mean over the positions of KL(second || first), in nats.
+    pub kl_reverse_mean: f64,
+    /// Of both, the sum over all positions but the last of `-ln p(next token)`, in nats.
+    pub nll: [f64; 2],
     /// Positions with the same most likely token.
     pub same_top: usize,
     /// The same, position by position.
@@ -146,16 +153,19 @@ pub fn compare<B: Backend + 'static>(
         a.next_layer(&mut routes_a)?;
         b.next_layer(&mut routes_b)?;
         if per_layer {
-            let mut sums = Sums::default();
+            let (mut sums, mut distortion) = (Sums::default(), Distortion::default());
             for batch in 0..a.n_batches() {
-                sums.add(&a.hidden(batch)?.1, &b.hidden(batch)?.1);
+                let (a, b) = (a.hidden(batch)?.1, b.hidden(batch)?.1);
+                sums.add(&a, &b);
+                distortion.add(&a, &b);
             }
             let tokens: usize = prompts.iter().map(Vec::len).sum();
             let top_k = routes_a.0.len() / tokens.max(1);
             let other = |(a, b): &(&[u32], &[u32])| a != b;
             let routes = (top_k > 0)
                 .then(|| (routes_a.0.chunks(top_k).zip(routes_b.0.chunks(top_k)).filter(other).count(), tokens));
-            out.layers.push(LayerDifference { layer, kind: spec.letter(), hidden: sums.difference(), routes });
+            let hidden = sums.difference();
+            out.layers.push(LayerDifference { layer, kind: spec.letter(), hidden, distortion, routes });
         }
         after_layer(layer);
     }
@@ -169,10 +179,17 @@ pub fn compare<B: Backend + 'static>(
             let logits_a = models[0].logits_of(&head_a, hidden_a);
             let logits_b = models[1].logits_of(&head_b, hidden_b);
             let rows = logits_a.chunks_exact(vocab).zip(logits_b.chunks_exact(vocab));
-            for (&(prompt, _), (a, b)) in names.iter().zip(rows) {
+            for (&(prompt, position), (a, b)) in names.iter().zip(rows) {
+                let next = prompts[prompt].get(position + 1);
                 let (sums, prompt) = &mut all[prompt];
                 sums.add(a, b);
-                let kl = divergence(a, b);
+                let norms = [normalizer(a), normalizer(b)];
+                let kl = divergence_of([a, b], norms);
+                prompt.kl_reverse_mean += divergence_of([b, a], [norms[1], norms[0]]);
+                if let Some(&next) = next {
+                    prompt.nll[0] += norms[0] - f64::from(a[next as usize]);
+                    prompt.nll[1] += norms[1] - f64::from(b[next as usize]);
+                }
                 let same_top = argmax(a) == argmax(b);
                 prompt.positions += 1;
                 prompt.kl_mean += kl;
@@ -190,6 +207,7 @@ pub fn compare<B: Backend + 'static>(
         .map(|(sums, p)| PromptDifference {
             logits: sums.difference(),
             kl_mean: p.kl_mean / p.positions.max(1) as f64,
+            kl_reverse_mean: p.kl_reverse_mean / p.positions.max(1) as f64,
             ..p
         })
         .collect();
@@ -202,6 +220,8 @@ fn nothing() -> PromptDifference {
         logits: Difference::default(),
         kl_mean: 0.0,
         kl_max: 0.0,
+        kl_reverse_mean: 0.0,
+        nll: [0.0; 2],
         same_top: 0,
         each: Vec::new(),
     }
@@ -209,14 +229,20 @@ fn nothing() -> PromptDifference {
 
 /// KL(softmax(a) || softmax(b)) in nats, in float64. Infinite where NaN or infinity leave it undefined, but for equal rows.
 pub fn divergence(a: &[f32], b: &[f32]) -> f64 {
+    divergence_of([a, b], [normalizer(a), normalizer(b)])
+}
+
+/// `ln(sum(exp(x)))`
+fn normalizer(row: &[f32]) -> f64 {
+    let top = row.iter().fold(f64::NEG_INFINITY, |top, &x| top.max(f64::from(x)));
+    top + row.iter().map(|&x| (f64::from(x) - top).exp()).sum::<f64>().ln()
+}
+
+/// [`divergence`] of rows with these normalizers.
+fn divergence_of([a, b]: [&[f32]; 2], [norm_a, norm_b]: [f64; 2]) -> f64 {
     if a.iter().zip(b).all(|(a, b)| a == b || (a.is_nan() && b.is_nan())) {
         return 0.0;
     }
-    let normalizer = |row: &[f32]| {
-        let top = row.iter().fold(f64::NEG_INFINITY, |top, &x| top.max(f64::from(x)));
-        top + row.iter().map(|&x| (f64::from(x) - top).exp()).sum::<f64>().ln()
-    };
-    let (norm_a, norm_b) = (normalizer(a), normalizer(b));
     let term = |(&a, &b): (&f32, &f32)| {
         let (a, b) = (f64::from(a) - norm_a, f64::from(b) - norm_b);
         if a == f64::NEG_INFINITY { 0.0 } else { a.exp() * (a - b) }

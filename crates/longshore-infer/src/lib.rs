@@ -23,6 +23,7 @@ pub mod model;
 pub mod mtp;
 pub mod quantized;
 pub mod sample;
+pub mod search;
 pub mod site;
 pub mod stats;
 pub mod sweep;

@@ -26,6 +26,9 @@ pub struct ModelOptions {
     pub threads: usize,
     /// Quantization to simulate.
     pub quant: Option<Arc<QuantState>>,
+    /// Weights stay quantized in memory where the backend has products of their format: they are those that exporters
+    /// write, code times scale as servers compute, not rounded to the element type as the simulation does.
+    pub packed: bool,
 }
 
 /// A model ready to run.
@@ -35,6 +38,7 @@ pub struct Model<B: Backend> {
     options: MambaOptions,
     threads: usize,
     quant: Option<Arc<QuantState>>,
+    packed: bool,
     layers: Vec<Slot<B>>,
     final_norm: B::Vector,
     head: Option<Linear<B>>,
@@ -103,7 +107,8 @@ impl<B: Backend + 'static> Model<B> {
             let trunk = layers.iter().map(|slot| (slot.prefix.clone(), slot.spec));
             quant.check(trunk.chain(mtp))?;
         }
-        let loader = Loader { source: &source, backend: &backend, threads, quant: quant.as_deref() };
+        let packed = options.packed;
+        let loader = Loader { source: &source, backend: &backend, threads, quant: quant.as_deref(), packed };
         let final_norm = loader.vector(FINAL_NORM)?;
         let sizes = sizes(&loader, config, &layers);
         let plan = match &options.memory {
@@ -115,6 +120,7 @@ impl<B: Backend + 'static> Model<B> {
             options: mamba,
             threads,
             quant,
+            packed,
             layers,
             head: None,
             resident_bytes: 0,
@@ -154,6 +160,11 @@ impl<B: Backend + 'static> Model<B> {
         self.layers.get(layer).map(|slot| slot.prefix.clone()).unwrap_or_default()
     }
 
+    /// Threads to use outside the backend.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+    }
+
     pub(crate) fn mamba_options(&self) -> &MambaOptions {
         &self.options
     }
@@ -190,7 +201,7 @@ impl<B: Backend + 'static> Model<B> {
 
     pub(crate) fn loader(&self) -> Loader<'_, B> {
         let quant = self.quant.as_deref();
-        Loader { source: &self.source, backend: &self.backend, threads: self.threads, quant }
+        Loader { source: &self.source, backend: &self.backend, threads: self.threads, quant, packed: self.packed }
     }
 
     /// The first `count` layers, several at a time.

@@ -2,7 +2,8 @@
 //!
 //! The order of operations is ModelOpt's: an input is multiplied by `pre_quant_scale`, rounded to the element type, then
 //! quantized and dequantized; a weight is quantized and dequantized when it is loaded. The products are those of the
-//! precision. In `f32` and with [`Element::Float32`] this is ModelOpt on a float32 model.
+//! precision. In `f32` and with [`Element::Float32`] this is ModelOpt on a float32 model. With
+//! [`crate::model::ModelOptions::packed`] weights are the codes that exporters write, and only inputs are simulated.
 
 mod stored;
 mod weight;

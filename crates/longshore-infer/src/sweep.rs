@@ -134,6 +134,7 @@ impl<B: Backend + 'static> Sweep<B> {
                 row += range.len();
             }
             let shape = (count, model.hidden());
+            probe.batch(batch);
             let routing = layer.forward(backend, model.mamba_options(), &mut hidden, shape, &mut spans, probe)?;
             if let Some(routing) = routing {
                 observer.routing(self.next, batch, &routing);

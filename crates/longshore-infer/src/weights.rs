@@ -3,10 +3,10 @@
 //! Everything is read through [`Source`], by the names of the Megatron side, so one path serves both formats and every
 //! architecture with these kinds of layer.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, WeightFormat};
 use crate::error::Result;
 use crate::layers::{AttentionWeights, ExpertLinears, Layer, Linear, MambaWeights, Mixer, MlpWeights, MoeWeights};
-use crate::quantized::{InputQuantizer, LinearQuant, QuantState, RoutedFc2, WeightBands};
+use crate::quantized::{InputQuantizer, LinearQuant, QuantState, RoutedFc2, WeightBands, WeightStage};
 use crate::site::{Site, linears};
 use longshore_ckpt::{Dtype, Rect};
 use longshore_convert::config::{Attention, LayerSpec, Mamba, Mlp, Moe, Mtp};
@@ -21,6 +21,8 @@ pub(crate) struct Loader<'a, B> {
     pub(crate) backend: &'a B,
     pub(crate) threads: usize,
     pub(crate) quant: Option<&'a QuantState>,
+    /// Whether weights stay quantized where the backend has matrices of them.
+    pub(crate) packed: bool,
 }
 
 /// The name of the embedding.
@@ -73,7 +75,11 @@ impl<B: Backend> Loader<'_, B> {
     /// Bytes of the packed matrices of a layer.
     pub(crate) fn layer_size(&self, prefix: &str, spec: &LayerSpec) -> u64 {
         let router = match spec {
-            LayerSpec::Moe(_) => self.matrix_size(&format!("{prefix}mlp.router.weight"), None),
+            LayerSpec::Moe(_) => {
+                let name = format!("{prefix}mlp.router.weight");
+                let (shape, _) = self.source.tensor(&name);
+                self.backend.matrix_size(shape[0], shape[1], WeightFormat::Float(self.exact_element(&name)))
+            }
             _ => 0,
         };
         // The width of the residual stream does not matter here.
@@ -84,7 +90,20 @@ impl<B: Backend> Loader<'_, B> {
     /// Bytes of the packed matrices of a linear, or of that linear of all experts.
     pub(crate) fn linear_size(&self, prefix: &str, site: Site) -> u64 {
         let quant = self.quant_of(prefix, site);
-        self.tensors(prefix, site).iter().map(|name| self.matrix_size(name, quant)).sum()
+        let names = self.tensors(prefix, site);
+        let (rows, cols) = self.shape(&names);
+        let stack = self.source.tensor(&names[0]).0;
+        let experts = stack[..stack.len() - 2].iter().product::<u64>();
+        let size = |e| self.backend.matrix_size(rows, cols, self.format(&names, e as usize, quant));
+        (0..experts).map(size).sum()
+    }
+
+    /// Rows and columns of a matrix of these tensors, or of one expert.
+    fn shape(&self, names: &[String]) -> (u64, u64) {
+        names.iter().fold((0, 0), |(rows, _), name| match *self.source.tensor(name).0 {
+            [.., more, cols] => (rows + more, cols),
+            _ => (rows, 0),
+        })
     }
 
     fn quant_of(&self, prefix: &str, site: Site) -> Option<&LinearQuant> {
@@ -92,7 +111,7 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     /// The tensors of a linear's weight, in the order of its rows.
-    fn tensors(&self, prefix: &str, site: Site) -> Vec<String> {
+    pub(crate) fn tensors(&self, prefix: &str, site: Site) -> Vec<String> {
         match site {
             Site::MambaIn => {
                 ["z", "x", "B", "C", "dt"].iter().map(|p| format!("{prefix}mixer.in_proj.weight.{p}")).collect()
@@ -104,14 +123,6 @@ impl<B: Backend> Loader<'_, B> {
             }
             site => vec![format!("{prefix}{}.weight", site.module())],
         }
-    }
-
-    /// Bytes of a packed matrix, or of all matrices that a stacked tensor becomes.
-    fn matrix_size(&self, name: &str, quant: Option<&LinearQuant>) -> u64 {
-        let (shape, _) = self.source.tensor(name);
-        let (stack, shape) = shape.split_at(shape.len() - 2);
-        let element = self.element(&[name.to_owned()], quant);
-        stack.iter().product::<u64>() * self.backend.matrix_size(shape[0], shape[1], element)
     }
 
     /// A linear of a layer, or with an empty prefix the output layer.
@@ -130,7 +141,7 @@ impl<B: Backend> Loader<'_, B> {
     /// A whole tensor `[out, in]` as a matrix, whatever is quantized.
     pub(crate) fn matrix(&self, name: &str) -> Result<B::Matrix> {
         let pieces = [Piece { name: name.to_owned(), slot: None, first_row: 0 }];
-        self.pack(&pieces, self.element(&[name.to_owned()], None))
+        self.pack(&pieces, self.element(&[name.to_owned()], false))
     }
 
     /// A tensor as float32 values.
@@ -220,9 +231,12 @@ impl<B: Backend> Loader<'_, B> {
 
     /// The router's matrix, which is used in float32 in every precision.
     fn exact_matrix(&self, name: &str) -> Result<B::Matrix> {
+        self.pack(&[Piece { name: name.to_owned(), slot: None, first_row: 0 }], self.exact_element(name))
+    }
+
+    fn exact_element(&self, name: &str) -> Dtype {
         let dtype = self.source.tensor(name).1;
-        let element = if dtype == Dtype::Bfloat16 { dtype } else { Dtype::Float32 };
-        self.pack(&[Piece { name: name.to_owned(), slot: None, first_row: 0 }], element)
+        if dtype == Dtype::Bfloat16 { dtype } else { Dtype::Float32 }
     }
 
     /// The weight of a linear, quantized if `quant` says so.
@@ -234,7 +248,9 @@ impl<B: Backend> Loader<'_, B> {
         quant: Option<&LinearQuant>,
     ) -> Result<B::Matrix> {
         let names = self.tensors(prefix, site);
-        let element = self.element(&names, quant);
+        let of = expert.unwrap_or(0) as usize;
+        let format = self.format(&names, of, quant);
+        let (rows, cols) = self.shape(&names);
         let mut pieces = Vec::with_capacity(names.len());
         let mut first_row = 0;
         for name in names {
@@ -243,27 +259,40 @@ impl<B: Backend> Loader<'_, B> {
             pieces.push(Piece { name, slot: expert, first_row });
             first_row += rows;
         }
-        match (quant, self.quant) {
-            (Some(linear), Some(state)) if linear.changes_weight() => {
+        match (quant, self.quant, format) {
+            (Some(linear), Some(state), format) if linear.changes_weight() => {
                 let module = format!("{prefix}{}", site.module());
-                let cols = self.source.tensor(&pieces[0].name).0.last().copied().unwrap_or_default();
                 let bands = WeightBands {
                     module: &module,
                     element: state.element,
-                    stages: linear.weight.stages(expert.unwrap_or(0) as usize),
+                    stages: linear.weight.stages(of),
                     scale: linear.weight_scale.as_deref(),
-                    rows: first_row as usize,
+                    rows: rows as usize,
                     cols: cols as usize,
                 };
-                self.pack_quantized(&bands, &pieces, element)
+                self.pack_bands(&bands, &pieces, format)
             }
-            _ => self.pack(&pieces, element),
+            (_, _, WeightFormat::Float(element)) => self.pack(&pieces, element),
+            (_, _, WeightFormat::Quantized(_)) => unreachable!("only quantizers make codes"),
         }
     }
 
-    /// One type for all tensors of a matrix: the one that loses nothing.
-    fn element(&self, names: &[String], quant: Option<&LinearQuant>) -> Dtype {
-        if quant.is_some_and(LinearQuant::changes_weight) {
+    /// How the matrix of these tensors (of stacked ones, of this expert) is kept.
+    fn format(&self, names: &[String], expert: usize, quant: Option<&LinearQuant>) -> WeightFormat {
+        let stages = quant.map_or(&[][..], |quant| quant.weight.stages(expert));
+        if let (true, &[WeightStage { scheme, .. }]) = (self.packed, stages) {
+            let (rows, cols) = self.shape(names);
+            // Of shapes that exporters refuse, the quantization is simulated.
+            if self.backend.has_quantized(scheme) && longshore_quant::pack::layout(&[scheme], rows, cols).is_ok() {
+                return WeightFormat::Quantized(scheme);
+            }
+        }
+        WeightFormat::Float(self.element(names, quant.is_some_and(LinearQuant::changes_weight)))
+    }
+
+    /// One type for all tensors of a matrix: the one that loses nothing. `simulated`: what simulation rounds to.
+    fn element(&self, names: &[String], simulated: bool) -> Dtype {
+        if simulated {
             let bfloat16 = self.quant.is_some_and(|q| q.element == Element::Bfloat16);
             return self.backend.matrix_type(if bfloat16 { Dtype::Bfloat16 } else { Dtype::Float32 });
         }
@@ -271,8 +300,9 @@ impl<B: Backend> Loader<'_, B> {
         if types.iter().all(|&t| t == types[0]) { types[0] } else { Dtype::Float32 }
     }
 
-    fn pack_quantized(&self, bands: &WeightBands<'_>, pieces: &[Piece], element: Dtype) -> Result<B::Matrix> {
-        let mut matrix = self.backend.matrix(bands.rows, bands.cols, element);
+    /// A weight that is quantized while it is read: as its format says, codes or simulated values.
+    fn pack_bands(&self, bands: &WeightBands<'_>, pieces: &[Piece], format: WeightFormat) -> Result<B::Matrix> {
+        let mut matrix = self.backend.matrix(bands.rows, bands.cols, format);
         let read = |range: Range<usize>| {
             let mut values = Vec::with_capacity(range.len() * bands.cols);
             for piece in pieces {
@@ -294,14 +324,19 @@ impl<B: Backend> Loader<'_, B> {
             }
             Ok(values)
         };
-        bands.each(read, |row, values| {
-            let bytes: Vec<u8> = if element == Dtype::Bfloat16 {
-                values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect()
-            } else {
-                values.iter().flat_map(|x| x.to_le_bytes()).collect()
-            };
-            self.backend.pack(&mut matrix, row, &bytes);
-        })?;
+        match format {
+            WeightFormat::Quantized(_) => {
+                bands.each_packed(read, |row, rows| self.backend.pack_quantized(&mut matrix, row, rows))?;
+            }
+            WeightFormat::Float(element) => bands.each_simulated(read, |row, values| {
+                let bytes: Vec<u8> = if element == Dtype::Bfloat16 {
+                    values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect()
+                } else {
+                    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+                };
+                self.backend.pack(&mut matrix, row, &bytes);
+            })?,
+        }
         Ok(matrix)
     }
 

@@ -25,7 +25,8 @@ pub enum Search {
 impl Search {
     /// What the calibrations of a config try for weights; `None`: only the largest magnitude.
     pub fn of(algorithm: &[Algorithm]) -> Option<Self> {
-        let sweep = algorithm.iter().rev().find_map(|a| if let Method::Mse(sweep) = &a.method { Some(sweep) } else { None })?;
+        let sweep =
+            algorithm.iter().rev().find_map(|a| if let Method::Mse(sweep) = &a.method { Some(sweep) } else { None })?;
         Some(if sweep.fp8_scale_sweep { Self::Scales } else { Self::Multiples(multiples(sweep)) })
     }
 
@@ -39,12 +40,15 @@ impl Search {
     }
 }
 
-/// As torch's `linspace` steps from both ends.
+/// As torch's `linspace` steps from both ends, with fused products.
+#[expect(clippy::cast_sign_loss, reason = "nothing lies between where the last is below the first")]
 fn multiples(sweep: &Sweep) -> Vec<f32> {
     let steps = ((sweep.stop - sweep.start) / sweep.step).ceil() as usize + 1;
     let (start, stop) = (sweep.start as f32, sweep.stop as f32);
     let step = (stop - start) / (steps.max(2) - 1) as f32;
-    let at = |i: usize| if i < steps / 2 { start + step * i as f32 } else { stop - step * (steps - i - 1) as f32 };
+    let at = |i: usize| {
+        if i < steps / 2 { step.mul_add(i as f32, start) } else { (-step).mul_add((steps - i - 1) as f32, stop) }
+    };
     (0..steps).map(at).collect()
 }
 
@@ -88,7 +92,8 @@ impl TensorSearch {
     /// Begins with the largest magnitude. `None` where nothing is searched for.
     pub fn new(search: &Search, scheme: Scheme, largest: f32) -> Option<Self> {
         let whole = Granularity::Tensor;
-        let is_whole = matches!(scheme, Scheme::Nvfp4 { .. }) || scheme == Scheme::Fp8(whole) || scheme == Scheme::Int8(whole);
+        let is_whole =
+            matches!(scheme, Scheme::Nvfp4 { .. }) || scheme == Scheme::Fp8(whole) || scheme == Scheme::Int8(whole);
         let Search::Multiples(multiples) = search else { return None };
         let candidates: Vec<f32> = multiples.iter().map(|m| largest * m).collect();
         is_whole.then(|| Self { scheme, losses: vec![0.0; candidates.len()], candidates })
@@ -152,7 +157,9 @@ fn best_multiples(
                 };
             }
         }
-        for ((best, &loss), (amax, &trial)) in best.iter_mut().zip(&losses).zip(amax.values.iter_mut().zip(&trial.values)) {
+        for ((best, &loss), (amax, &trial)) in
+            best.iter_mut().zip(&losses).zip(amax.values.iter_mut().zip(&trial.values))
+        {
             if loss < *best {
                 (*best, *amax) = (loss, trial);
             }
@@ -190,17 +197,15 @@ const LANES: usize = 16;
 fn group_losses(group: &[[f32; LANES]; NVFP4_BLOCK], scale: f32) -> [f32; LANES] {
     // A block whose scale is zero becomes zero.
     let divisor = if scale == 0.0 { 1.0 } else { scale };
-    let mut squares = [[0.0; LANES]; NVFP4_BLOCK];
-    for (squares, values) in squares.iter_mut().zip(group) {
-        for (square, &x) in squares.iter_mut().zip(values) {
-            let difference = x - E2m1::round(x / divisor) * scale;
-            *square = difference * difference;
-        }
-    }
+    let square = |x: f32| {
+        let difference = x - E2m1::round(x / divisor) * scale;
+        difference * difference
+    };
     let mut losses = [0.0; LANES];
     for i in 0..8 {
-        for (lane, loss) in losses.iter_mut().enumerate() {
-            *loss += squares[i][lane] + squares[i + 8][lane];
+        let (low, high) = (&group[i], &group[i + 8]);
+        for lane in 0..LANES {
+            losses[lane] += square(low[lane]) + square(high[lane]);
         }
     }
     losses
@@ -214,7 +219,7 @@ fn is_over(largest: &[f32; LANES], best: &[f32; LANES], scale: f32) -> bool {
     let mut over = true;
     for (&largest, &best) in largest.iter().zip(best) {
         let cut = largest - limit;
-        over &= (largest == 0.0) | ((cut >= 0.0) & (cut * cut > best));
+        over &= largest == 0.0 || (cut >= 0.0 && cut * cut > best);
     }
     over
 }
@@ -258,7 +263,14 @@ per_isa! {
 }
 
 /// The largest magnitudes of a band and the best ones after them: [`amax::observe`], then [`refine`].
-pub fn observe(search: &Search, scheme: Scheme, element: Element, cols: usize, values: &[f32], amax: &mut Amax) -> Result<()> {
+pub fn observe(
+    search: &Search,
+    scheme: Scheme,
+    element: Element,
+    cols: usize,
+    values: &[f32],
+    amax: &mut Amax,
+) -> Result<()> {
     amax::observe(scheme, cols, values, amax)?;
     refine(search, scheme, element, cols, values, amax);
     Ok(())
@@ -276,7 +288,13 @@ mod tests {
             let loss = |amax: f32| {
                 let amax = Amax { values: vec![amax], global: Some(global) };
                 let mut quantized = block.to_vec();
-                fake_quantize(Scheme::Nvfp4Static { four_over_six: false }, Element::Float32, &amax, 16, &mut quantized);
+                fake_quantize(
+                    Scheme::Nvfp4Static { four_over_six: false },
+                    Element::Float32,
+                    &amax,
+                    16,
+                    &mut quantized,
+                );
                 block_squares(block.as_array().unwrap(), quantized.as_array().unwrap())
             };
             let mut best = (f32::INFINITY, 0.0);

@@ -72,7 +72,7 @@ fn four_over_six_finds_modelopts_blocks() {
 
 #[test]
 fn multiples_are_tried_for_every_other_format() {
-    let recipe = "quantize:\n  algorithm:\n    method: mse\n  quant_cfg:\n    - quantizer_name: '*'\n      enable: false\n";
+    let recipe = "metadata:\n  recipe_type: ptq\nquantize:\n  algorithm:\n    method: mse\n  quant_cfg:\n    - quantizer_name: '*'\n      enable: false\n";
     let read = |_: &str| Ok(recipe.to_owned());
     let library = longshore_quant::config::recipe::Library { read: &read, dirs: Vec::new() };
     let search = Search::of(&library.load("x.yaml").unwrap().config.algorithm).unwrap();

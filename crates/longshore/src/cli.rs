@@ -74,6 +74,8 @@ pub(crate) enum Command {
     Logits(Box<run::LogitsArgs>),
     /// Show format, config and tensors of a checkpoint
     Inspect(InspectArgs),
+    /// Say what vLLM, SGLang or TensorRT-LLM would reject in a quantized Hugging Face folder
+    Lint(LintArgs),
     /// Check a checkpoint's integrity, or that it equals its source
     Verify(VerifyArgs),
     /// Compare two checkpoints, also across formats
@@ -97,6 +99,7 @@ impl Command {
             Self::Generate(_) => "generate",
             Self::Logits(_) => "logits",
             Self::Inspect(_) => "inspect",
+            Self::Lint(_) => "lint",
             Self::Verify(_) => "verify",
             Self::Diff(_) => "diff",
             Self::Arch(_) => "arch",
@@ -204,6 +207,9 @@ pub(crate) struct WriteArgs {
     /// Threads [default: one per processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
+    /// Store packed weights (FP8, NVFP4, MX, INT4, INT8) as the values that they stand for
+    #[arg(long)]
+    pub(crate) dequantize: bool,
     /// Leave out tensors that the architecture does not name; each is reported
     #[arg(long)]
     pub(crate) allow_unmapped: bool,
@@ -248,6 +254,13 @@ pub(crate) struct InspectArgs {
     /// Show the pickle of the common state as text; nothing in it is executed
     #[arg(long, conflicts_with_all = ["files", "glob", "json"])]
     pub(crate) raw: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LintArgs {
+    /// Quantized checkpoint: a Hugging Face folder, or `org/name` from the Hugging Face cache
+    #[arg(value_name = "DIR")]
+    pub(crate) checkpoint: PathBuf,
 }
 
 #[derive(Debug, Args)]

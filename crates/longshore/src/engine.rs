@@ -114,7 +114,7 @@ impl Opened {
             Precision::Bfloat16 => Element::Bfloat16,
         };
         let quant = QuantState::of(&self.source, element)?.map(Arc::new);
-        let model = Model::load(self.source, backend, &ModelOptions { dt_min, memory, threads, quant })?;
+        let model = Model::load(self.source, backend, &ModelOptions { dt_min, memory, threads, quant, packed: false })?;
         let (resident, layers) = model.resident_layers();
         let text = format!("{} of {layers} layers in memory, {}", resident, bytes(model.resident_bytes()));
         report.detail("Weights", &text);

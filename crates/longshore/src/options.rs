@@ -300,6 +300,7 @@ fn import_options(
         make_vocab_size_divisible_by,
         iteration: c.pick("iteration", m.iteration.map(Some), None, None),
         core_attention_states: core_attention_states(c.pick("mcore", m.mcore.clone().map(Some), None, None))?,
+        dequantize: c.pick("dequantize", w.dequantize.then_some(true), None, false),
         allow_unmapped: c.pick("allow-unmapped", w.allow_unmapped.then_some(true), None, false),
         base: c.pick("base", w.base.clone().map(Some), None, None),
         max_file_size: c.pick("max-file-size", w.max_file_size.map(Some), None, None),

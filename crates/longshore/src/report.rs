@@ -61,6 +61,11 @@ impl Report {
         Self { verbose, quiet, json, color, progress, live: Mutex::new(false) }
     }
 
+    /// A report that says nothing but errors, for a step of a larger one.
+    pub(crate) fn quietly(&self) -> Self {
+        Self { verbose: 0, quiet: true, progress: Live::Off, live: Mutex::new(false), ..*self }
+    }
+
     /// Whether one JSON object is the output.
     pub(crate) fn is_json(&self) -> bool {
         self.json

@@ -408,10 +408,9 @@ const SUPPORTED_FLAGS: [(&str, bool); 4] =
 
 const SUPPORTED_ACTIVATIONS: [(&str, &str); 2] = [("mlp_hidden_act", "relu2"), ("mamba_hidden_act", "silu")];
 
-const REFUSED: [(&str, &str); 3] = [
+const REFUSED: [(&str, &str); 2] = [
     ("block_configs", "sizes per layer (Puzzle) are not supported"),
     ("sliding_window", "attention inside a window is not supported"),
-    ("quantization_config", "quantized weights are not supported as a source"),
 ];
 
 /// Every field that releases carry: read above, or without any influence on the converted weights.

@@ -2,6 +2,7 @@
 
 use super::{Content, SmallFile};
 use crate::Result;
+use crate::quantized::hf_config::remove;
 use longshore_ckpt::fs;
 use std::path::Path;
 
@@ -52,6 +53,19 @@ pub(super) fn collect(folder: &Path, prefix: &str, links: Links) -> Result<Vec<S
         }
     }
     Ok(found)
+}
+
+/// Makes the small files those of a model that is not quantized.
+pub(super) fn dequantized(small: &mut Vec<SmallFile>) -> Result<()> {
+    let is = |file: &SmallFile, name: &str| file.name == name || file.name.ends_with(&format!("/{name}"));
+    small.retain(|file| !is(file, "hf_quant_config.json"));
+    for file in small.iter_mut().filter(|file| is(file, "config.json")) {
+        let text = String::from_utf8_lossy(&file.bytes()?).into_owned();
+        if let Some(removed) = remove(&text) {
+            file.content = Content::Bytes(removed.into_bytes());
+        }
+    }
+    Ok(())
 }
 
 impl SmallFile {

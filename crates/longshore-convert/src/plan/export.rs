@@ -17,7 +17,7 @@ use crate::quantized::overlay::HfForm;
 use crate::quantized::{Calibrated, Quantization, exported, hf_config, overlay, stored};
 use crate::region::Region;
 use crate::resolve::{Direction, DtypeRule, OpenFiles, Part, Recipe, Resolved, is_float, locate, resolve};
-use crate::{Error, Result};
+use crate::{Error, Result, source};
 use longshore_ckpt::{Catalog, Dtype, Format, fs};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,6 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
         return Err(already_quantized(&catalog.folder));
     }
     let dtype = |name: &str, declared: &Declared, stored: Dtype| match (declared.precision, options.dtype) {
-        (Precision::Float32, DtypeChoice::Keep) if direction == Direction::Import => stored,
         (Precision::Float32, _) => recorded.get(name).copied().unwrap_or(Dtype::Float32),
         (_, DtypeChoice::Keep) => recorded.get(name).copied().unwrap_or(stored),
         (_, DtypeChoice::Cast(dtype)) => dtype,
@@ -155,9 +154,10 @@ struct Opened {
 
 fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
     if catalog.format == Format::Safetensors {
-        let mut model = Model::from_folder(options.base.as_deref().unwrap_or(&catalog.folder))?;
-        let per_block = model.config.mtp.as_ref().map_or(1, |m| m.layers.len() as u64);
-        model.settle_mtp(catalog.tensors.keys(), per_block);
+        let (model, packed) = source::hugging_face(catalog, options.base.as_deref())?;
+        if packed.is_some() {
+            return Err(already_quantized(&catalog.folder));
+        }
         let Model { config, architecture, folder, notes } = model;
         let mapping = (architecture.mapping)(&config, &SpecKeys::CANONICAL, config.vocab_size);
         let (recorded, direction) = (BTreeMap::new(), Direction::Import);

@@ -11,6 +11,7 @@ use crate::error::Problem;
 use crate::mapping::{Mapping, Place};
 use crate::model::{Model, TRAVELLING, spec_keys};
 use crate::options::{DtypeChoice, ImportOptions, SpecName};
+use crate::quantized::packed::PackedFolder;
 use crate::quantized::{objects, overlay};
 use crate::source;
 use crate::resolve::{Direction, Recipe, import_dtype, resolve};
@@ -65,6 +66,17 @@ fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: O
     problems.append(&mut resolved.problems);
     unmapped(&resolved.unmapped, &catalog, options.allow_unmapped, &mut problems, &mut notes);
     let mut recipes = resolved.recipes;
+    if let Some(packed) = &mut opened.packed {
+        problems.append(&mut packed.problems);
+        if quantized.is_some() {
+            return Err(already_quantized(&catalog.folder));
+        }
+        if !options.dequantize {
+            let what = "is needed: the source's weights are packed, and Megatron has none of that form".into();
+            problems.push(Problem::Option { option: "--dequantize".into(), what });
+        }
+        packed.attach(&mut recipes);
+    }
     let plain = params_dtype(options.dtype, &recipes);
     let dtypes = origin_dtypes(&recipes);
     let mut states = BTreeMap::new();
@@ -72,6 +84,9 @@ fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: O
         Some(folder) => companions::collect(folder, &format!("{TRAVELLING}/"), opened.links)?,
         None => Vec::new(),
     };
+    if opened.packed.is_some() {
+        companions::dequantized(&mut small)?;
+    }
     if let Some(q) = quantized {
         if let Err(mut found) = overlay::megatron(&mut recipes, &mapping, q.quantization, q.calibrated) {
             problems.append(&mut found);
@@ -121,15 +136,15 @@ struct Opened {
     /// The mapping of its keys, where it is torch_dist.
     stored: Option<Mapping>,
     links: Links,
+    /// Its packed weights, where it is a Hugging Face folder.
+    packed: Option<PackedFolder>,
 }
 
 fn open(catalog: &mut Catalog, options: &ImportOptions) -> Result<Opened> {
     match catalog.format {
         Format::Safetensors => {
-            let mut model = Model::from_folder(options.base.as_deref().unwrap_or(&catalog.folder))?;
-            let per_block = model.config.mtp.as_ref().map_or(1, |m| m.layers.len() as u64);
-            model.settle_mtp(catalog.tensors.keys(), per_block);
-            Ok(Opened { model, stored: None, links: Links::Follow })
+            let (model, packed) = source::hugging_face(catalog, options.base.as_deref())?;
+            Ok(Opened { model, stored: None, links: Links::Follow, packed })
         }
         Format::TorchDist => {
             let (model, rows, quantized) = source::torch_dist(catalog, options.base.as_deref())?;
@@ -138,7 +153,7 @@ fn open(catalog: &mut Catalog, options: &ImportOptions) -> Result<Opened> {
             }
             let stored = (model.architecture.mapping)(&model.config, &spec_keys(catalog), rows);
             let links = if options.base.is_some() { Links::Follow } else { Links::Refuse };
-            Ok(Opened { model, stored: Some(stored), links })
+            Ok(Opened { model, stored: Some(stored), links, packed: None })
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// The tensors of `target` from a checkpoint that holds those of `stored`. The two mappings are of one config, so that
 /// the Hugging Face side joins them: a tensor is itself, or made of whole Hugging Face tensors.
-pub(super) fn recut(stored: &Mapping, target: &Mapping, catalog: &Catalog, dtype: DtypeRule<'_>) -> Result<Resolved> {
+pub(crate) fn recut(stored: &Mapping, target: &Mapping, catalog: &Catalog, dtype: DtypeRule<'_>) -> Result<Resolved> {
     let mut out = resolve(stored, catalog, Direction::Export, &|_, _, dtype| dtype)?;
     if let Err(bad) = target.check() {
         out.problems.extend(bad.into_iter().map(|(tensor, what)| crate::Problem::Cover { tensor, what }));

@@ -3,12 +3,14 @@
 //! A weight is read in bands of rows and never held whole. Scales of rows and blocks come from the band itself; the one
 //! magnitude that a whole linear shares is found in a pass of its own before, once for all tensors that need it.
 
+use super::BlockShares;
 use crate::gather::Gather;
 use crate::resolve::Recipe;
 use crate::{Error, Problem, Result, cast};
 use longshore_ckpt::fs::ReadFile;
 use longshore_ckpt::{Dtype, Rect};
 use longshore_quant::pack::PackedType;
+use longshore_quant::search::{self, Search, TensorSearch};
 use longshore_quant::{Amax, Element, Granularity, Scheme, amax, pack};
 use std::sync::{Arc, OnceLock};
 
@@ -178,18 +180,26 @@ impl<'a> Bands<'a> {
 #[derive(Debug)]
 pub struct SharedAmax {
     weights: Vec<Arc<Weight>>,
+    search: Option<(Search, Scheme)>,
     value: OnceLock<f32>,
 }
 
 impl SharedAmax {
     /// Over these weights.
     pub fn new(weights: Vec<Arc<Weight>>) -> Self {
-        Self { weights, value: OnceLock::new() }
+        Self { weights, search: None, value: OnceLock::new() }
+    }
+
+    /// Searched for, where the scheme has one magnitude for all: the weights are read twice then.
+    #[must_use]
+    pub fn searched(mut self, search: Option<&Search>, scheme: Scheme) -> Self {
+        self.search = search.map(|search| (search.clone(), scheme));
+        self
     }
 
     /// A known value.
     pub fn known(value: f32) -> Self {
-        Self { weights: Vec::new(), value: OnceLock::from(value) }
+        Self { weights: Vec::new(), search: None, value: OnceLock::from(value) }
     }
 
     /// The value; reads the weights if nobody has asked before.
@@ -205,7 +215,20 @@ impl SharedAmax {
                     .map_err(|e| weight.error(&e))?;
             }
         }
-        Ok(*self.value.get_or_init(|| total.values[0]))
+        let value = self.best(files, total.values[0])?;
+        Ok(*self.value.get_or_init(|| value))
+    }
+
+    fn best(&self, files: &[ReadFile], largest: f32) -> Result<f32> {
+        let search = self.search.as_ref().and_then(|(search, scheme)| TensorSearch::new(search, *scheme, largest));
+        let (Some(mut search), Some(first)) = (search, self.weights.first()) else { return Ok(largest) };
+        for weight in &self.weights {
+            let mut bands = Bands::new(weight, 1);
+            while let Some(values) = bands.next(files)? {
+                search.add(weight.cols() as usize, values);
+            }
+        }
+        Ok(search.finish(first.element()))
     }
 }
 
@@ -216,6 +239,10 @@ pub struct Stage {
     pub scheme: Scheme,
     /// Its magnitudes per row or block, `[rows, n]`, where they are stored and not to be found from the weight.
     pub stored: Option<Weight>,
+    /// What is tried in place of the largest magnitudes of rows or blocks.
+    pub search: Option<Search>,
+    /// What the largest magnitudes of blocks are multiplied by, `[rows, n]`.
+    pub clipped: Option<BlockShares>,
 }
 
 /// A weight and what is done to it.
@@ -242,6 +269,8 @@ pub enum Output {
     Scale2,
     /// The calibrated magnitudes of a stage, as ModelOpt stores them, in this dtype.
     Amax(usize, Dtype),
+    /// The magnitude of the linear, beside those of its blocks, as a float32.
+    GlobalAmax,
 }
 
 /// Whether a scheme needs the magnitude of the whole tensor.
@@ -316,6 +345,10 @@ impl<'a> Encoder<'a> {
                 narrow(dtype, &[value], &mut self.ready);
                 return Ok(());
             }
+            (Output::GlobalAmax, _) => {
+                narrow(Dtype::Float32, &[shared.unwrap_or(0.0)], &mut self.ready);
+                return Ok(());
+            }
             (Output::Scale2, _) => {
                 let amax = Amax { values: shared.into_iter().collect(), global: shared };
                 let scale = pack::scale_2(&self.schemes, &vec![amax; self.schemes.len()]);
@@ -325,6 +358,7 @@ impl<'a> Encoder<'a> {
             _ => {}
         }
         let cols = weight.cols() as usize;
+        let first_row = self.bands.done as usize;
         let Some(values) = self.bands.next(files)? else {
             unreachable!("the shape of `{}` was planned from the same rows", weight.name())
         };
@@ -334,8 +368,12 @@ impl<'a> Encoder<'a> {
         }
         let rows = values.len() / cols;
         let mut amax = Vec::with_capacity(self.schemes.len());
-        for (&scheme, stored) in self.schemes.iter().zip(&mut self.stored) {
-            amax.push(band_amax(weight, scheme, shared, stored.as_mut(), values, files)?);
+        for (stage, stored) in self.encoding.stages.iter().zip(&mut self.stored) {
+            let mut found = band_amax(weight, stage, shared, stored.as_mut(), values, files)?;
+            if let Some(clipped) = &stage.clipped {
+                clip(clipped, first_row, rows, &mut found);
+            }
+            amax.push(found);
         }
         if let Output::Amax(stage, dtype) = self.output {
             narrow(dtype, &amax[stage].values, &mut self.ready);
@@ -367,16 +405,24 @@ pub fn packed_dtype(packed: PackedType) -> Dtype {
     }
 }
 
+/// Takes shares of the magnitudes of a band's blocks.
+fn clip(clipped: &BlockShares, first_row: usize, rows: usize, amax: &mut Amax) {
+    let first = amax.values.len() / rows.max(1) * first_row;
+    for (x, &share) in amax.values.iter_mut().zip(clipped.index.iter().skip(first)) {
+        *x *= clipped.shares.get(usize::from(share)).copied().unwrap_or(1.0);
+    }
+}
+
 /// The magnitudes of a stage for a band of rows.
 fn band_amax(
     weight: &Weight,
-    scheme: Scheme,
+    stage: &Stage,
     shared: Option<f32>,
     stored: Option<&mut Rows<'_>>,
     values: &[f32],
     files: &[ReadFile],
 ) -> Result<Amax> {
-    let cols = weight.cols() as usize;
+    let (scheme, cols) = (stage.scheme, weight.cols() as usize);
     let count = amax::count(scheme, values.len() / cols, cols).map_err(|e| weight.error(&e))?;
     let is_static = matches!(scheme, Scheme::Nvfp4Static { .. });
     let global = if is_static { shared } else { None };
@@ -384,7 +430,13 @@ fn band_amax(
     match (stored, shared) {
         (Some(stored), _) => stored.read(files, &mut found.values)?,
         (None, Some(value)) if is_shared(scheme) && !is_static => found.values.fill(value),
-        _ => amax::observe(scheme, cols, values, &mut found).map_err(|e| weight.error(&e))?,
+        _ => {
+            amax::observe(scheme, cols, values, &mut found).map_err(|e| weight.error(&e))?;
+            found.global = global;
+            if let Some(search) = &stage.search {
+                search::refine(search, scheme, weight.element(), cols, values, &mut found);
+            }
+        }
     }
     found.global = global;
     Ok(found)
@@ -393,7 +445,6 @@ fn band_amax(
 /// Appends values in a float dtype that holds them.
 pub(super) fn narrow(dtype: Dtype, values: &[f32], out: &mut Vec<u8>) {
     let at = out.len();
-    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     out.resize(at + values.len() * dtype.size() as usize, 0);
-    cast::cast(Dtype::Float32, &bytes, dtype, &mut out[at..]);
+    cast::narrow(values, dtype, &mut out[at..]);
 }

@@ -5,10 +5,12 @@
 
 mod algo;
 mod insert;
+mod remove;
 
 pub use algo::{Algo, quant_algo};
 pub(in crate::quantized) use insert::KEY;
 pub use insert::insert;
+pub use remove::remove;
 
 use crate::error::Problem;
 use crate::{Error, Result};

@@ -1,13 +1,14 @@
 //! From the tensors of a plain checkpoint to those of a quantized one, on either side.
 
 use super::encode::{Encoding, Output, SharedAmax, Stage, Weight, is_shared, packed_dtype};
-use super::{Calibrated, QuantLinear, Quantization};
+use super::{BlockShares, Calibrated, QuantLinear, Quantization};
 use crate::error::Problem;
 use crate::mapping::{Declared, Mapping};
 use crate::region::Region;
 use crate::resolve::{Computed, Part, Recipe, SourceTensor};
 use longshore_ckpt::Dtype;
 use longshore_quant::pack::{self, PackedType};
+use longshore_quant::search::{Search, keeps_element};
 use longshore_quant::{Granularity, Scheme, amax};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -51,7 +52,7 @@ pub fn hugging_face(
             .collect();
         let shared = Arc::new(match calibrated.weight_amax(&q.linear.module) {
             Some(value) => SharedAmax::known(value),
-            None => SharedAmax::new(weights.clone()),
+            None => searched(SharedAmax::new(weights.clone()), q, calibrated),
         });
         for ((name, recipe), weight) in names.iter().zip(&found).zip(&weights) {
             let region = regions.get(name.as_str()).filter(|_| names.len() > 1).map(|(_, region)| *region);
@@ -88,13 +89,35 @@ fn stages(q: &QuantLinear, calibrated: &Calibrated, weight: &Weight, region: Opt
     let stage = |(at, &scheme): (usize, &Scheme)| {
         let stored = calibrated.stored_amax(&q.linear.module, at).filter(|_| !is_whole(scheme));
         let stored = stored.map(|tensor| Weight::of(&[Arc::new(rows_of(tensor, weight, region, &q.linear))]));
-        Stage { scheme, stored }
+        let search = weight_search(q, calibrated).filter(|search| stored.is_none() && search.applies(scheme)).cloned();
+        let clipped = calibrated.clipped.get(&q.linear.module).filter(|_| at == 0 && stored.is_none());
+        Stage { scheme, stored, search, clipped: clipped.map(|clipped| shares_of(clipped, region, &q.linear)) }
     };
     q.weight_schemes.iter().enumerate().map(stage).collect()
 }
 
+/// How the magnitudes of a weight are searched for. ModelOpt leaves out those that are quantized in sequence.
+fn weight_search<'a>(q: &QuantLinear, calibrated: &'a Calibrated) -> Option<&'a Search> {
+    calibrated.weight_search.as_ref().filter(|_| q.weight_schemes.len() == 1)
+}
+
+fn searched(shared: SharedAmax, q: &QuantLinear, calibrated: &Calibrated) -> SharedAmax {
+    match q.weight_schemes[..] {
+        [scheme] => shared.searched(weight_search(q, calibrated), scheme),
+        _ => shared,
+    }
+}
+
 fn is_whole(scheme: Scheme) -> bool {
     is_shared(scheme) && !matches!(scheme, Scheme::Nvfp4Static { .. })
+}
+
+/// The shares of the blocks that belong to a weight's rows.
+fn shares_of(clipped: &BlockShares, region: Option<&Region>, linear: &super::linear::Linear) -> BlockShares {
+    let per_row = clipped.index.len() as u64 / linear.rows.max(1);
+    let Some(region) = region.and_then(|region| region.with_row_len(linear.cols, per_row)) else { return clipped.clone() };
+    let runs = region.runs().flat_map(|run| clipped.index[run.start as usize..run.end as usize].iter().copied());
+    BlockShares { shares: Arc::clone(&clipped.shares), index: runs.collect() }
 }
 
 /// The rows of a stored magnitude `[rows of the linear / r, n]` that belong to a weight's rows.
@@ -257,7 +280,7 @@ impl Group<'_> {
         let weight = Arc::new(self.weight(q));
         let shared = Arc::new(match self.calibrated.weight_amax(&q.linear.module) {
             Some(value) => SharedAmax::known(value),
-            None => SharedAmax::new(vec![Arc::clone(&weight)]),
+            None => searched(SharedAmax::new(vec![Arc::clone(&weight)]), q, self.calibrated),
         });
         let stages = stages(q, self.calibrated, &weight, None);
         Arc::new(Encoding { weight, stages, shared })
@@ -271,18 +294,25 @@ impl Group<'_> {
         let mut added = Vec::new();
         for (stage, &scheme) in first.weight_schemes.iter().enumerate() {
             let number = if first.weight_schemes.len() > 1 { format!(".{stage}") } else { String::new() };
-            let name = format!("{}.weight_quantizer{number}._amax", self.module);
+            let quantizer = format!("{}.weight_quantizer{number}", self.module);
             let (rows, cols) = (first.linear.rows, first.linear.cols);
             let shape = amax_shape(scheme, rows, cols).map_err(|e| {
                 vec![Problem::Quantize { tensor: self.module.clone(), what: e.to_string() }]
             })?;
             let Some(shape) = shape else { continue };
-            let one = |encoding: &Arc<Encoding>| Recipe {
-                computed: Some(Computed::Encoded(Arc::clone(encoding), Output::Amax(stage, dtype))),
-                ..constant(name.clone(), dtype, &shape, &[], declared)
+            let stored = if keeps_element(scheme) { dtype } else { Dtype::Float32 };
+            let mut add = |name: &str, dtype, shape: &[u64], output| {
+                let one = |encoding: &Arc<Encoding>| Recipe {
+                    computed: Some(Computed::Encoded(Arc::clone(encoding), output)),
+                    ..constant(name.into(), dtype, shape, &[], declared)
+                };
+                let mut each: Vec<Recipe> = encodings.iter().map(one).collect();
+                added.push(if self.grouped { joined(name.into(), each, declared) } else { each.swap_remove(0) });
             };
-            let mut each: Vec<Recipe> = encodings.iter().map(one).collect();
-            added.push(if self.grouped { joined(name.clone(), each, declared) } else { each.swap_remove(0) });
+            add(&format!("{quantizer}._amax"), stored, &shape, Output::Amax(stage, stored));
+            if matches!(scheme, Scheme::Nvfp4Static { .. }) {
+                add(&format!("{quantizer}._global_amax"), Dtype::Float32, &[1], Output::GlobalAmax);
+            }
         }
         let amax = self.calibrated.inputs.get(&first.linear.module);
         if let (Some(scheme), Some(&amax)) = (first.input_scheme, amax)

@@ -70,7 +70,7 @@ impl Files {
             chunks.push((rect, Extent { file: file as u32, offset: offset as u64, len }));
         }
         chunks.sort_by(|a, b| a.0.offsets.cmp(&b.0.offsets));
-        (SourceTensor { name: name.into(), dtype, shape: shape.to_vec(), chunks }, data)
+        (SourceTensor { name: name.into(), dtype, shape: shape.to_vec(), chunks, packed: None }, data)
     }
 }
 
@@ -115,7 +115,7 @@ fn recipe(rng: &mut Random, files: &mut Files) -> (Recipe, Vec<u8>) {
         place: Place::First,
         rule: Location::caller(),
     };
-    (Recipe { name: "out".into(), dtype, shape, parts, declared }, want)
+    (Recipe { name: "out".into(), dtype, shape, parts, declared, computed: None }, want)
 }
 
 /// The elements of a box, one by one.

@@ -233,6 +233,7 @@ fn a_conversion_equals_the_checkpoint_that_megatron_wrote() {
             make_vocab_size_divisible_by: Some(128),
             iteration: None,
             core_attention_states: false,
+            dequantize: false,
             allow_unmapped: false,
             base: None,
             max_file_size: Some(1 << 16),

@@ -8,6 +8,7 @@ mod golden;
 mod hf_folder;
 mod properties;
 mod quant_state;
+mod quantized;
 mod random;
 mod refusals;
 mod shared_data;

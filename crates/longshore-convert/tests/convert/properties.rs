@@ -92,6 +92,7 @@ fn import_options() -> impl Strategy<Value = ImportOptions> {
             make_vocab_size_divisible_by: multiple,
             iteration,
             core_attention_states: core,
+            dequantize: false,
             allow_unmapped: false,
             base: None,
             max_file_size,

@@ -29,6 +29,7 @@ pub(crate) fn import_options() -> ImportOptions {
         make_vocab_size_divisible_by: None,
         iteration: None,
         core_attention_states: false,
+        dequantize: false,
         allow_unmapped: false,
         base: None,
         max_file_size: None,

@@ -67,6 +67,7 @@ fn the_summary_of_a_plan() {
         dtype: DtypeChoice::Cast(Dtype::Float16),
         make_vocab_size_divisible_by: Some(32),
         core_attention_states: true,
+        dequantize: false,
         ..import_options()
     };
     let plan = plan_import(&source, &dir.path().join("mc"), &options).unwrap();

@@ -15,10 +15,11 @@ mod moe;
 mod norm;
 mod observe;
 pub mod pool;
+mod quantized;
 mod store;
 mod tasks;
 
-use crate::backend::{Backend, Inputs, MambaOptions, Probe, Routing, Segment};
+use crate::backend::{Backend, Inputs, MambaOptions, Probe, QuantizedRows, Routing, Segment, WeightFormat};
 use crate::error::Result;
 use crate::layers::{AttentionWeights, MambaWeights, MoeWeights};
 use crate::quantized::InputQuantizer;
@@ -26,7 +27,8 @@ use crate::stats::{InputStats, StatsWanted};
 use half::bf16;
 use isa::Isa;
 use longshore_ckpt::Dtype;
-use matrix::{Matrix, Product, WeightType};
+use longshore_quant::Scheme;
+use matrix::{Matrix, Product, matrix_bytes};
 use pool::Pool;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
@@ -224,17 +226,25 @@ impl Backend for Cpu {
         }
     }
 
-    fn matrix(&self, rows: usize, cols: usize, element: Dtype) -> Matrix {
-        Matrix::zeros(rows, cols, weight_type(element))
+    fn has_quantized(&self, scheme: Scheme) -> bool {
+        quantized::of_scheme(scheme).is_some()
+    }
+
+    fn matrix(&self, rows: usize, cols: usize, format: impl Into<WeightFormat>) -> Matrix {
+        Matrix::zeros(rows, cols, quantized::weight_type(format.into()))
     }
 
     fn pack(&self, matrix: &mut Matrix, first_row: usize, rows: &[u8]) {
         matrix.pack_rows(first_row, rows);
     }
 
-    fn matrix_size(&self, rows: u64, cols: u64, element: Dtype) -> u64 {
-        // Panels of 64 rows, pairs of columns.
-        rows.next_multiple_of(64) * cols.next_multiple_of(2) * weight_type(element).size() as u64
+    fn pack_quantized(&self, matrix: &mut Matrix, first_row: usize, rows: &QuantizedRows) {
+        quantized::pack(matrix, first_row, rows);
+    }
+
+    fn matrix_size(&self, rows: u64, cols: u64, format: WeightFormat) -> u64 {
+        // What exceeds the address space exceeds every budget; sums of it must not overflow.
+        matrix_bytes(rows, cols, quantized::weight_type(format)).unwrap_or(1 << 48)
     }
 
     fn activation_size(&self) -> u64 {
@@ -398,8 +408,4 @@ impl Backend for Cpu {
             Precision::Bfloat16 => moe::run::<bf16>(self, weights, u, &mut out.data, probe),
         }
     }
-}
-
-fn weight_type(element: Dtype) -> WeightType {
-    if element == Dtype::Bfloat16 { WeightType::Bfloat16 } else { WeightType::Float32 }
 }

@@ -17,7 +17,7 @@ impl QuantState {
             state.routed_fc2 = RoutedFc2::WeightBefore;
         }
         for q in quantization.linears.iter().filter(|q| q.is_quantized() || q.has_pre_quant_scale) {
-            let stages = stages(source, q, calibrated)?;
+            let stages = if calibrated.weights_are_values { Vec::new() } else { stages(source, q, calibrated)? };
             let linear = state.linears.entry(q.linear.shared_module()).or_insert_with(|| LinearQuant {
                 input: q.input_scheme.map(|scheme| (scheme, input_amax(q, calibrated))),
                 pre_quant_scale: calibrated.pre_quant_scales.get(&q.linear.module).map(|s| s.to_vec()),

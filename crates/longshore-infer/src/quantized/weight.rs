@@ -1,8 +1,11 @@
-//! Quantizing a weight while it is loaded, a band of rows at a time.
+//! Quantizing a weight while it is loaded, a band of rows at a time: into the values that codes stand for (simulation), or
+//! into the codes.
 
 use super::WeightStage;
+use crate::backend::QuantizedRows;
 use crate::error::{Error, Result};
 use longshore_quant::fake::fake_quantize;
+use longshore_quant::pack::{self, PackedType};
 use longshore_quant::{Amax, Element, Granularity, Scheme, amax};
 use std::ops::Range;
 
@@ -26,18 +29,59 @@ pub(crate) struct WeightBands<'a> {
 }
 
 impl WeightBands<'_> {
-    /// `take(first row, values)` gets whole rows, in order, from the rows that `read` gives. Rows are read twice where an
-    /// amax of the whole weight is to be found first.
-    pub(crate) fn each(
+    /// Simulates: `take(first row, values)` gets whole rows, in order, from the rows that `read` gives.
+    pub(crate) fn each_simulated(
         &self,
         read: impl Fn(Range<usize>) -> Result<Vec<f32>>,
         mut take: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
+        self.each(read, |row, mut values, amaxes| {
+            for (stage, amax) in self.stages.iter().zip(amaxes) {
+                fake_quantize(stage.scheme, self.element, amax, self.cols, &mut values);
+            }
+            take(row, &values);
+            Ok(())
+        })
+    }
+
+    /// Packs: `take(first row, rows)` gets the codes and scales of whole rows, in order.
+    pub(crate) fn each_packed(
+        &self,
+        read: impl Fn(Range<usize>) -> Result<Vec<f32>>,
+        mut take: impl FnMut(usize, &QuantizedRows),
+    ) -> Result<()> {
+        let schemes: Vec<Scheme> = self.stages.iter().map(|stage| stage.scheme).collect();
+        self.each(read, |row, values, amaxes| {
+            let rows = values.len() / self.cols.max(1);
+            let layout = pack::layout(&schemes, rows as u64, self.cols as u64).map_err(|e| self.error(e))?;
+            let zeros = |part: &pack::Part| {
+                let element = if part.dtype == PackedType::F32 { 4 } else { 1 };
+                vec![0; part.shape.iter().product::<u64>() as usize * element]
+            };
+            let mut packed = QuantizedRows {
+                weight: zeros(&layout.weight),
+                scale: layout.scale.as_ref().map(zeros).unwrap_or_default(),
+                scale_2: pack::scale_2(&schemes, amaxes),
+            };
+            let (weight, scale) = (&mut packed.weight, &mut packed.scale);
+            pack::pack(&schemes, self.element, amaxes, self.cols, &values, weight, scale).map_err(|e| self.error(e))?;
+            take(row, &packed);
+            Ok(())
+        })
+    }
+
+    /// `take(first row, values, an amax for each stage)` gets whole rows, in order. Rows are read twice where an amax of the
+    /// whole weight is to be found first.
+    fn each(
+        &self,
+        read: impl Fn(Range<usize>) -> Result<Vec<f32>>,
+        mut take: impl FnMut(usize, Vec<f32>, &[Amax]) -> Result<()>,
+    ) -> Result<()> {
         self.check()?;
-        // Squares begin in the first row of a band.
+        // Squares, and rows that share bytes, begin in the first row of a band.
         let square = |stage: &WeightStage| match stage.scheme {
             Scheme::Fp8(Granularity::Square(n)) | Scheme::Int8(Granularity::Square(n)) => n,
-            _ => 1,
+            scheme => pack::band_rows(&[scheme]),
         };
         let whole = self.stages.iter().map(square).max().unwrap_or(1);
         let band = (BAND / self.cols.max(1) / whole).max(1) * whole;
@@ -52,7 +96,7 @@ impl WeightBands<'_> {
             }
         }
         for range in starts() {
-            let mut values = self.scaled(read(range.clone())?);
+            let values = self.scaled(read(range.clone())?);
             let mut amaxes = Vec::with_capacity(self.stages.len());
             // All from the values before the first stage, as a calibration sees them.
             for stage in self.stages {
@@ -67,10 +111,7 @@ impl WeightBands<'_> {
                     }
                 });
             }
-            for (stage, amax) in self.stages.iter().zip(&amaxes) {
-                fake_quantize(stage.scheme, self.element, amax, self.cols, &mut values);
-            }
-            take(range.start, &values);
+            take(range.start, values, &amaxes)?;
         }
         Ok(())
     }

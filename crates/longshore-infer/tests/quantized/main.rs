@@ -5,6 +5,8 @@
 
 mod calibration;
 mod logits;
+mod packed;
 mod reference;
+mod search;
 #[path = "../../../longshore-convert/tests/convert/shared_data.rs"]
 mod shared_data;

@@ -4,6 +4,7 @@ use crate::shared_data::shared;
 use half::bf16;
 use longshore_convert::source::Source;
 use longshore_infer::backend::cpu::{Cpu, Precision};
+use longshore_infer::memory::Demand;
 use longshore_infer::model::{Model, ModelOptions};
 use longshore_infer::quantized::QuantState;
 use longshore_infer::sweep::{Sweep, SweepOptions};
@@ -59,16 +60,22 @@ pub(crate) struct Setup {
     pub(crate) threads: usize,
     pub(crate) dt_min: Option<f32>,
     pub(crate) quant: Option<QuantState>,
+    pub(crate) packed: bool,
+    pub(crate) memory: Option<(u64, Demand)>,
 }
 
 impl Setup {
     /// As transformers computes.
     pub(crate) fn new(precision: Precision) -> Self {
-        Self { precision, threads: 2, dt_min: Some(TIME_STEP_MIN), quant: None }
+        Self { precision, threads: 2, dt_min: Some(TIME_STEP_MIN), quant: None, packed: false, memory: None }
     }
 
     pub(crate) fn quantized(precision: Precision, quant: QuantState) -> Self {
         Self { quant: Some(quant), ..Self::new(precision) }
+    }
+
+    pub(crate) fn memory(self, memory: Option<(u64, Demand)>) -> Self {
+        Self { memory, ..self }
     }
 
     pub(crate) fn load(self) -> longshore_infer::error::Result<Arc<Model<Cpu>>> {
@@ -80,7 +87,8 @@ impl Setup {
         let source = Source::open(folder, None, false).expect("the model opens");
         let backend = Cpu::new(self.threads, self.precision).expect("threads start");
         let quant = self.quant.map(Arc::new);
-        Model::load(source, backend, &ModelOptions { dt_min: self.dt_min, memory: None, threads: self.threads, quant })
+        let Self { dt_min, memory, threads, packed, .. } = self;
+        Model::load(source, backend, &ModelOptions { dt_min, memory, threads, quant, packed })
     }
 }
 

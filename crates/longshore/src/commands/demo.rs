@@ -200,6 +200,7 @@ fn import_options(spec: SpecName, norms: NormKeys) -> ImportOptions {
         make_vocab_size_divisible_by: None,
         iteration: None,
         core_attention_states: false,
+        dequantize: false,
         allow_unmapped: false,
         base: None,
         max_file_size: None,

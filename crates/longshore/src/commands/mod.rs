@@ -7,6 +7,7 @@ mod diff;
 mod export;
 mod generate;
 mod inspect;
+mod lint;
 mod logits;
 mod quantize;
 mod verify;
@@ -46,6 +47,7 @@ pub(crate) fn run(command: &Command, env: &Env, report: &Report) -> Result<Answe
         Command::Generate(args) => generate::run(args, env, report),
         Command::Logits(args) => logits::run(args, env, report),
         Command::Inspect(args) => inspect::run(args, env, report),
+        Command::Lint(args) => lint::run(args, env, report),
         Command::Verify(args) => verify::run(args, env, report),
         Command::Diff(args) => diff::run(args, env, report),
         Command::Arch(args) => arch::run(&args.what, report),

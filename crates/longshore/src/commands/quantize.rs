@@ -2,9 +2,10 @@
 
 mod calibrate;
 mod config;
+mod samples;
 mod shown;
 
-use super::{Answer, write};
+use super::{Answer, lint, write};
 use crate::calibration::{self, Pieces};
 use crate::cli::quantize::{Fc2Amax, QuantizeArgs};
 use crate::cli::Target;
@@ -20,6 +21,7 @@ use longshore_convert::quantized::linear::Naming;
 use longshore_convert::quantized::{Calibrated, Quantization};
 use longshore_convert::{Error, Plan, run, SpecName, plan_quantized_export, plan_quantized_import};
 use longshore_quant::config::{Method, QuantConfig};
+use longshore_quant::search::Search;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -79,7 +81,7 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
         calibrate::run(opened, args, &set, &quantization, &config, fc2, report)?
     } else {
         report.status("Calibrated", "nothing: the scales of this config are found in the weights");
-        Calibrated::default()
+        Calibrated { weight_search: Search::of(&config.algorithm), ..Calibrated::default() }
     };
     let mut results = Vec::new();
     for job in &jobs {
@@ -87,6 +89,15 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
         results.push(write::execute_plan(&plan, &job.options, started, report)?);
     }
     fields["results"] = json!(results);
+    let mut findings = Vec::new();
+    for job in jobs.iter().filter(|job| matches!(job.options.direction, Direction::Export(_))) {
+        findings.push(lint::written(&job.paths.destination.value, report)?);
+    }
+    fields["lint"] = json!(findings);
+    if !args.output.skip_generate {
+        let (source, result) = (&jobs[0].paths.folder, &jobs[0].paths.destination.value);
+        fields["samples"] = json!(samples::run(source, result, &args.engine, env, report)?);
+    }
     if report.is_json() {
         report.json("quantize", &fields)?;
     }
@@ -140,7 +151,7 @@ fn naming(jobs: &[Job], opened: &Opened) -> Naming {
     }
 }
 
-/// Whether nothing but magnitudes is looked for.
+/// Whether nothing but magnitudes is looked for, which needs no text.
 fn is_plain(config: &QuantConfig) -> bool {
-    config.algorithm.iter().all(|a| matches!(a.method, Method::None | Method::Max))
+    config.algorithm.iter().all(|a| matches!(a.method, Method::None | Method::Max | Method::Mse(_)))
 }

@@ -357,7 +357,8 @@ fn slot(tensor: SourceTensor, index: u64) -> Option<SourceTensor> {
         (index < last).then_some((rect, extent))
     };
     let chunks = tensor.chunks.into_iter().filter_map(chunk).collect();
-    Some(SourceTensor { name: tensor.name, dtype: tensor.dtype, shape: shape.to_vec(), chunks })
+    let shape = shape.to_vec();
+    Some(SourceTensor { name: tensor.name, dtype: tensor.dtype, shape, chunks, packed: None })
 }
 
 /// The states of one quantizer's stages or experts, by the numbers after its name.

@@ -80,20 +80,13 @@ pub enum WeightType {
 }
 
 impl WeightType {
-    /// Bytes of an element of a float type; the others' are less than two.
-    pub fn size(self) -> usize {
-        match self {
-            Self::Float32 => 4,
-            Self::Bfloat16 => 2,
-            _ => 1,
-        }
-    }
-
-    /// Bytes of a row of codes as [`Matrix::pack_rows`] takes it; `None` where they do not fit a `usize`.
+    /// Bytes of a row of elements or codes as [`Matrix::pack_rows`] takes it; `None` where they do not fit a `usize`.
     pub fn row_size(self, cols: usize) -> Option<usize> {
         match self {
             Self::Int4 { .. } | Self::Nvfp4 { .. } | Self::Mxfp4 => Some(cols.div_ceil(2)),
-            _ => cols.checked_mul(self.size()),
+            Self::Float32 => cols.checked_mul(4),
+            Self::Bfloat16 => cols.checked_mul(2),
+            _ => Some(cols),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! Runs the model on the samples and collects what the config's algorithm asks for.
 
+mod scales;
+
 use crate::calibration::CalibrationSet;
 use crate::cli::quantize::QuantizeArgs;
 use crate::engine::{Opened, scratch};
-use crate::report::Report;
+use crate::report::{Live, Report};
 use crate::units::{count, counted, seconds};
 use anyhow::Result;
 use longshore_convert::quantized::{Calibrated, QuantLinear, Quantization};
@@ -13,6 +15,8 @@ use longshore_infer::site::Site;
 use longshore_infer::stats::StatsWanted;
 use longshore_infer::sweep::SweepOptions;
 use longshore_quant::config::QuantConfig;
+use longshore_quant::search::Search;
+use scales::{Scaled, Scaling};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -22,7 +26,7 @@ pub(super) fn run(
     args: &QuantizeArgs,
     set: &CalibrationSet,
     quantization: &Quantization,
-    _config: &QuantConfig,
+    config: &QuantConfig,
     fc2_weighted: bool,
     report: &Report,
 ) -> Result<Calibrated> {
@@ -40,20 +44,28 @@ pub(super) fn run(
         logits: 0,
         decode: false,
     };
+    let precision = opened.precision;
+    let scaling = Scaling::of(config, precision, fc2_weighted);
     let loaded = opened.load(&args.engine, demand, 1, report)?;
     let options = CalibrateOptions {
         sweep: SweepOptions { batch_tokens: args.engine.batch_tokens as usize, scratch: scratch(&args.engine) },
-        stats: StatsWanted::default(),
+        stats: StatsWanted { channel_amax: scaling.needs_channels(), channel_sum: false },
         all_experts: args.what.all_experts,
         attention: !quantization.kv.is_empty(),
     };
     let mut calibrator = Calibrator::begin(&loaded.model, &set.samples, options)?;
     let layers = loaded.model.n_layers();
-    let mut done = 0;
-    while calibrator.next_layer()?.is_some() {
-        done += 1;
-        let left = started.elapsed().as_secs_f64() / done as f64 * (layers - done) as f64;
-        report.live(&format!("Calibrating  layer {done} of {layers}, {} left", seconds(left)));
+    let mut scaled = Calibrated::default();
+    for layer in 0..layers {
+        let linears = Scaled::of(quantization, layer, &scaling);
+        let found = linears.search(&mut calibrator, &scaling)?;
+        let Some(stats) = calibrator.next_layer()? else { break };
+        match &scaling {
+            Scaling::None => {}
+            Scaling::Awq(awq) => linears.keep(found, stats, awq, &mut scaled),
+            Scaling::Smooth { alpha } => linears.smooth(&loaded.model, precision, *alpha, stats, &mut scaled)?,
+        }
+        show(report, started, layer + 1, layers);
     }
     let calibration = calibrator.finish()?;
     report.live("");
@@ -61,7 +73,26 @@ pub(super) fn run(
     let rate = tokens as f64 / took;
     let text = format!("{} in {} ({} tokens/s)", counted(layers as u64, "layer"), seconds(took), count(rate as u64));
     report.status("Calibrated", &text);
-    Ok(magnitudes(&calibration, quantization, fc2_weighted))
+    let mut calibrated = magnitudes(&calibration, quantization, fc2_weighted);
+    calibrated.inputs.append(&mut scaled.inputs);
+    Ok(Calibrated {
+        weight_search: Search::of(&config.algorithm),
+        inputs: calibrated.inputs,
+        kv: calibrated.kv,
+        ..scaled
+    })
+}
+
+/// How far it is: redrawn on a terminal, else a line for every tenth.
+fn show(report: &Report, started: Instant, done: usize, layers: usize) {
+    let left = started.elapsed().as_secs_f64() / done as f64 * (layers - done) as f64;
+    let text = format!("layer {done} of {layers}, {} left", seconds(left));
+    match report.progress() {
+        Live::Off => {}
+        Live::Redraw => report.live(&format!("Calibrating  {text}")),
+        Live::Lines if done * 10 / layers > (done - 1) * 10 / layers => report.status("Calibrating", &text),
+        Live::Lines => {}
+    }
 }
 
 /// The magnitudes of every linear's input, keys and values.

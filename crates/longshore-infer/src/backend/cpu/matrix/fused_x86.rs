@@ -9,14 +9,14 @@ use super::simd_x86::Avx512;
 use super::{Isa, LANES, Line, PANEL, WeightType};
 use half::bf16;
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, __mmask32, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm512_abs_epi8,
-    _mm512_add_epi16, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_castsi512_ps, _mm512_cmpeq_epi8_mask,
-    _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_mask_blend_epi16, _mm512_mask_mov_epi8,
-    _mm512_mask_permutexvar_epi16, _mm512_mask_test_epi16_mask, _mm512_maskz_add_epi16, _mm512_or_si512,
-    _mm512_permutex2var_epi8, _mm512_permutexvar_epi16, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_epi8, _mm512_slli_epi16, _mm512_slli_epi32, _mm512_srli_epi16,
-    _mm512_storeu_si512, _mm512_ternarylogic_epi32, _mm512_test_epi16_mask, _mm512_testn_epi16_mask,
-    _mm512_unpackhi_epi8, _mm512_unpacklo_epi8,
+    __m512, __m512bh, __m512i, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm512_abs_epi8, _mm512_and_si512,
+    _mm512_broadcast_i32x4, _mm512_castsi512_ps, _mm512_cmpeq_epi8_mask, _mm512_dpbf16_ps, _mm512_fmadd_ps,
+    _mm512_loadu_si512, _mm512_mask_blend_epi16, _mm512_mask_mov_epi8, _mm512_mask_mov_epi16,
+    _mm512_mask_permutexvar_epi16, _mm512_permutex2var_epi8, _mm512_permutexvar_epi16, _mm512_set1_epi8,
+    _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_shuffle_epi8, _mm512_slli_epi16,
+    _mm512_slli_epi32, _mm512_srli_epi16, _mm512_storeu_si512, _mm512_sub_epi16, _mm512_subs_epu16,
+    _mm512_ternarylogic_epi32, _mm512_test_epi16_mask, _mm512_testn_epi16_mask, _mm512_unpackhi_epi8,
+    _mm512_unpacklo_epi8,
 };
 
 /// Most rows of activations whose sums leave registers for widening.
@@ -156,6 +156,10 @@ macro_rules! byte_table {
 }
 static E4M3_LOW: Table<u8, 128> = byte_table!(e4m3, 0);
 static E4M3_HIGH: Table<u8, 128> = byte_table!(e4m3, 1);
+const fn e4m3_raised(code: u8) -> u16 {
+    raised(e4m3(code), HIGH_E8M0)
+}
+static E4M3_RAISED_HIGH: Table<u8, 128> = byte_table!(e4m3_raised, 1);
 static INT8_LOW: Table<u8, 128> = byte_table!(int8, 0);
 static INT8_HIGH: Table<u8, 128> = byte_table!(int8, 1);
 
@@ -172,21 +176,34 @@ macro_rules! word_table {
     }};
 }
 static INT4: Table<u16, 32> = word_table!(|i| int4(i & 15));
-/// Sign and a multiple of the exponent's lowest bit that is two more than it should be, so that only zero is 0.
-static E2M1_POWER: Table<u16, 32> = word_table!(|i| {
-    let value = e2m1(i & 15);
-    if value == 0 { 0 } else { (value & 0xff80) - ((127 - 2) << 7) }
-});
-/// What `E2M1_POWER` has too much.
-const POWER_BIAS: u16 = 2 << 7;
+/// The exponent of weights before that of their scale is subtracted, saturating: so high that nothing but zero, of which the
+/// bits are 0, and what has a scale of zero, of which [`ZERO_SCALE`] is subtracted, becomes zero.
+const HIGH_E4M3: u16 = 137;
+/// 120 above 127: it changes no lower byte.
+const HIGH_E8M0: u16 = 247;
+const ZERO_SCALE: u16 = 0xffff;
+
+/// A bf16 with an exponent that is `high` in place of 127; zero is 0.
+const fn raised(value: u16, high: u16) -> u16 {
+    if value << 1 == 0 { 0 } else { value + ((high - 127) << 7) }
+}
+
+/// Signs and powers of two of E2M1.
+static E2M1_POWER: Table<u16, 32> = word_table!(|i| raised(e2m1(i & 15) & 0xff80, HIGH_E4M3));
+/// E2M1.
+static E2M1_RAISED: Table<u16, 32> = word_table!(|i| raised(e2m1(i & 15), HIGH_E8M0));
 
 /// 1.5 times the bf16 of an E4M3 number, which is exact.
 const fn and_a_half(code: u8) -> u16 {
     ((f32::from_bits((e4m3(code) as u32) << 16) * 1.5).to_bits() >> 16) as u16
 }
-/// The bf16 of E4M3 below 8, less the bias; and 1.5 times that.
-static E4M3_SMALL: Table<u16, 32> = word_table!(|i| e4m3(i).wrapping_sub(POWER_BIAS));
-static E4M3_SMALL_AND_A_HALF: Table<u16, 32> = word_table!(|i| and_a_half(i).wrapping_sub(POWER_BIAS));
+/// What is subtracted for a scale.
+const fn below_high(scale: u16) -> u16 {
+    if scale == 0 { ZERO_SCALE } else { (HIGH_E4M3 << 7).wrapping_sub(scale) }
+}
+/// That of E4M3 below 8; and of 1.5 times that.
+static E4M3_SMALL: Table<u16, 32> = word_table!(|i| below_high(e4m3(i)));
+static E4M3_SMALL_AND_A_HALF: Table<u16, 32> = word_table!(|i| below_high(and_a_half(i)));
 /// What is between the bf16 of a larger one and of 1.5 times that, by the fraction.
 static AND_A_HALF: Table<u16, 32> = word_table!(|i| and_a_half(0x38 | i & 7) - e4m3(0x38 | i & 7));
 /// Each byte of a quarter's own four into both halves of a word.
@@ -240,9 +257,27 @@ macro_rules! interleave {
 #[inline(always)]
 unsafe fn e4m3_bytes(codes: __m512i) -> (__m512i, __m512i) {
     // SAFETY: the caller's.
+    unsafe { e4m3_bytes_of(codes, &E4M3_HIGH) }
+}
+
+/// The same of [`E4M3_RAISED_HIGH`].
+///
+/// # Safety
+/// Needs VBMI.
+#[inline(always)]
+unsafe fn e4m3_raised_bytes(codes: __m512i) -> (__m512i, __m512i) {
+    // SAFETY: the caller's.
+    unsafe { e4m3_bytes_of(codes, &E4M3_RAISED_HIGH) }
+}
+
+/// # Safety
+/// Needs VBMI.
+#[inline(always)]
+unsafe fn e4m3_bytes_of(codes: __m512i, high: &Table<u8, 128>) -> (__m512i, __m512i) {
+    // SAFETY: the caller's.
     unsafe {
         let low = _mm512_permutex2var_epi8(E4M3_LOW.register(0), codes, E4M3_LOW.register(1));
-        let high = _mm512_permutex2var_epi8(E4M3_HIGH.register(0), codes, E4M3_HIGH.register(1));
+        let high = _mm512_permutex2var_epi8(high.register(0), codes, high.register(1));
         (low, _mm512_ternarylogic_epi32::<0xf8>(high, codes, _mm512_set1_epi8(i8::MIN)))
     }
 }
@@ -288,6 +323,13 @@ macro_rules! nibbles {
         let v = $v;
         $sink.pair([$pair($scales, 0, v[0]), $pair($scales, 1, v[1]), $pair($scales, 2, v[2]), $pair($scales, 3, v[3])]);
     }};
+}
+
+/// The scales of a panel's four times 16 rows.
+macro_rules! four {
+    ($scale:path, $head:ident) => {
+        [$scale($head), $scale($head.add(LANES)), $scale($head.add(2 * LANES)), $scale($head.add(3 * LANES))]
+    };
 }
 
 /// [`Codes::E4m3`] without scales among the codes.
@@ -356,127 +398,111 @@ unsafe fn int4_pairs((): (), _: usize, codes: __m512i) -> __m512i {
     unsafe { _mm512_permutexvar_epi16(codes, INT4.register(0)) }
 }
 
-/// What is added to the exponents of codes that are not zero, and which scales are not zero.
-#[derive(Clone, Copy)]
-struct Powers([(__m512i, __mmask32); STEP_LINES]);
+/// What is subtracted for scales in E8M0 of 16 rows.
+///
+/// # Safety
+/// Needs AVX-512 BW; `from` is valid for 16 bytes.
+#[inline(always)]
+unsafe fn e8m0_scale(from: *const u8) -> __m512i {
+    // SAFETY: the caller's.
+    unsafe {
+        let stored = spread(from);
+        let less = _mm512_sub_epi16(splat(HIGH_E8M0 << 7), _mm512_slli_epi16::<7>(stored));
+        _mm512_mask_mov_epi16(less, _mm512_testn_epi16_mask(stored, stored), splat(ZERO_SCALE))
+    }
+}
 
 impl Format for Mxfp8 {
     const COLS: usize = 2;
     const LINES: usize = 2;
     const SCALED: bool = true;
-    type Scales = Powers;
+    type Scales = [__m512i; STEP_LINES];
 
     #[inline(always)]
-    unsafe fn scales(head: *const u8) -> Powers {
+    unsafe fn scales(head: *const u8) -> Self::Scales {
         // SAFETY: the caller's.
-        unsafe {
-            let mut powers = [(_mm512_set1_epi32(0), 0); STEP_LINES];
-            for (i, powers) in powers.iter_mut().enumerate() {
-                let stored = spread(head.add(i * LANES));
-                let one = splat((127_u16 << 7).wrapping_neg());
-                *powers =
-                    (_mm512_add_epi16(_mm512_slli_epi16::<7>(stored), one), _mm512_test_epi16_mask(stored, stored));
-            }
-            Powers(powers)
-        }
+        unsafe { four!(e8m0_scale, head) }
     }
     #[inline(always)]
-    unsafe fn widen<K: Sink>(lines: *const __m512i, scales: &Powers, sink: &mut K) {
+    unsafe fn widen<K: Sink>(lines: *const __m512i, scales: &Self::Scales, sink: &mut K) {
         // SAFETY: the caller's.
         unsafe {
-            let mut pairs = interleave!(e4m3_bytes, lines);
-            for (pair, (power, nonzero)) in pairs.iter_mut().zip(scales.0) {
-                let nonzero = _mm512_mask_test_epi16_mask(nonzero, *pair, splat(0x7fff));
-                *pair = _mm512_maskz_add_epi16(nonzero, *pair, power);
+            let mut pairs = interleave!(e4m3_raised_bytes, lines);
+            for (pair, less) in pairs.iter_mut().zip(scales) {
+                *pair = _mm512_subs_epu16(*pair, *less);
             }
             sink.pair(pairs);
         }
     }
 }
 
-/// Of 16 rows, the bits of a scale and of 1.5 times it, less `POWER_BIAS`, and which are not zero.
+/// What is subtracted for scales in E4M3 of 16 rows, and for 1.5 times them.
 #[derive(Clone, Copy)]
 struct Scale {
     one: __m512i,
     and_a_half: __m512i,
-    nonzero: __mmask32,
 }
 
 /// # Safety
-/// Needs AVX-512 BW.
+/// Needs AVX-512 BW; `from` is valid for 16 bytes.
 #[inline(always)]
-unsafe fn e2m1_pairs(scales: &[Scale; STEP_LINES], i: usize, codes: __m512i) -> __m512i {
+unsafe fn e4m3_scale(from: *const u8) -> Scale {
     // SAFETY: the caller's.
     unsafe {
-        let power = _mm512_permutexvar_epi16(codes, E2M1_POWER.register(0));
-        let nonzero = _mm512_mask_test_epi16_mask(scales[i].nonzero, power, power);
-        let half = _mm512_test_epi16_mask(codes, splat(1));
-        _mm512_maskz_add_epi16(nonzero, _mm512_mask_blend_epi16(half, scales[i].one, scales[i].and_a_half), power)
-    }
-}
-
-/// A scale of 16 rows in E4M3.
-///
-/// # Safety
-/// Needs AVX-512 BW.
-#[inline(always)]
-unsafe fn e4m3_scale(stored: __m512i) -> Scale {
-    // SAFETY: the caller's.
-    unsafe {
+        let stored = spread(from);
         let small = _mm512_testn_epi16_mask(stored, splat(0x78));
-        let one = _mm512_add_epi16(_mm512_slli_epi16::<4>(stored), splat(((127 - 7) << 7) - POWER_BIAS));
-        let and_a_half = _mm512_add_epi16(one, _mm512_permutexvar_epi16(stored, AND_A_HALF.register(0)));
+        let one = _mm512_sub_epi16(splat((HIGH_E4M3 - (127 - 7)) << 7), _mm512_slli_epi16::<4>(stored));
+        let and_a_half = _mm512_sub_epi16(one, _mm512_permutexvar_epi16(stored, AND_A_HALF.register(0)));
         Scale {
             one: _mm512_mask_permutexvar_epi16(one, small, stored, E4M3_SMALL.register(0)),
             and_a_half: _mm512_mask_permutexvar_epi16(and_a_half, small, stored, E4M3_SMALL_AND_A_HALF.register(0)),
-            nonzero: _mm512_test_epi16_mask(stored, stored),
         }
     }
 }
 
-/// A scale of 16 rows in E8M0.
-///
 /// # Safety
 /// Needs AVX-512 BW.
 #[inline(always)]
-unsafe fn e8m0_scale(stored: __m512i) -> Scale {
+unsafe fn e2m1_e4m3_pairs(scales: &[Scale; STEP_LINES], i: usize, codes: __m512i) -> __m512i {
     // SAFETY: the caller's.
     unsafe {
-        let one = _mm512_add_epi16(_mm512_slli_epi16::<7>(stored), splat(POWER_BIAS.wrapping_neg()));
-        Scale { one, and_a_half: _mm512_or_si512(one, splat(0x40)), nonzero: _mm512_test_epi16_mask(stored, stored) }
+        let half = _mm512_test_epi16_mask(codes, splat(1));
+        let less = _mm512_mask_blend_epi16(half, scales[i].one, scales[i].and_a_half);
+        _mm512_subs_epu16(_mm512_permutexvar_epi16(codes, E2M1_POWER.register(0)), less)
     }
 }
 
+/// # Safety
+/// Needs AVX-512 BW.
+#[inline(always)]
+unsafe fn e2m1_e8m0_pairs(scales: &[__m512i; STEP_LINES], i: usize, codes: __m512i) -> __m512i {
+    // SAFETY: the caller's.
+    unsafe { _mm512_subs_epu16(_mm512_permutexvar_epi16(codes, E2M1_RAISED.register(0)), scales[i]) }
+}
+
 macro_rules! e2m1_format {
-    ($name:ident, $scale:path) => {
+    ($name:ident, $scales:ty, $scale:path, $pairs:path) => {
         impl Format for $name {
             const COLS: usize = 8;
             const LINES: usize = 4;
             const SCALED: bool = true;
-            type Scales = [Scale; STEP_LINES];
+            type Scales = [$scales; STEP_LINES];
 
             #[inline(always)]
             unsafe fn scales(head: *const u8) -> Self::Scales {
                 // SAFETY: the caller's.
-                unsafe {
-                    [
-                        $scale(spread(head)),
-                        $scale(spread(head.add(LANES))),
-                        $scale(spread(head.add(2 * LANES))),
-                        $scale(spread(head.add(3 * LANES))),
-                    ]
-                }
+                unsafe { four!($scale, head) }
             }
             #[inline(always)]
             unsafe fn widen<K: Sink>(lines: *const __m512i, scales: &Self::Scales, sink: &mut K) {
                 // SAFETY: the caller's.
-                unsafe { nibbles!(lines, sink, e2m1_pairs, scales) }
+                unsafe { nibbles!(lines, sink, $pairs, scales) }
             }
         }
     };
 }
-e2m1_format!(E2m1E4m3, e4m3_scale);
-e2m1_format!(E2m1E8m0, e8m0_scale);
+e2m1_format!(E2m1E4m3, Scale, e4m3_scale, e2m1_e4m3_pairs);
+e2m1_format!(E2m1E8m0, __m512i, e8m0_scale, e2m1_e8m0_pairs);
 
 /// Lines of bf16 pairs.
 struct Store(*mut __m512i);

@@ -56,6 +56,8 @@ fn pack_bytes(weight_type: WeightType, panel: &mut [Line], row: usize, data: &[u
     let (unit_cols, unit_lines) = weight_type.unit();
     let head = usize::from(weight_type.group().is_some());
     let at = codes::byte_of_pair(row);
+    // Kernels that scale codes in registers know one zero.
+    let negative_zero = |code: u8| weight_type == WeightType::Mxfp8 && code == 0x80;
     let not_a_number = |code: u8| weight_type.codes() == Some(Codes::E4m3) && code & 0x7f == 0x7f;
     let mut valid = true;
     for (unit, data) in panel.chunks_exact_mut(unit_lines).zip(data.chunks(unit_cols)) {
@@ -63,7 +65,7 @@ fn pack_bytes(weight_type: WeightType, panel: &mut [Line], row: usize, data: &[u
             for (to, &code) in codes::bytes_mut(lines)[at..].iter_mut().zip(data) {
                 let nan = not_a_number(code);
                 valid &= !nan;
-                *to = if nan { 0 } else { code };
+                *to = if nan || negative_zero(code) { 0 } else { code };
             }
         }
     }

@@ -252,7 +252,7 @@ fn rows_come_back_however_they_were_packed() {
                 let mut matrix = Matrix::zeros(rows, cols, weight_type);
                 assert_eq!((matrix.rows(), matrix.cols(), matrix.weight_type()), (rows, cols, weight_type));
                 assert!(matrix.bytes() >= data.len());
-                for (i, rows) in data.chunks(at_once * cols * weight_type.size()).enumerate() {
+                for (i, rows) in data.chunks(at_once * weight_type.row_size(cols).unwrap()).enumerate() {
                     matrix.pack_rows(i * at_once, rows);
                 }
                 for r in 0..rows {
