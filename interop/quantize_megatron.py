@@ -85,12 +85,11 @@ def logits(model):
 
 @torch.no_grad()
 def made_up(model):
-    """Shows every activation quantizer values of its own, in place of a forward pass."""
+    """Shows every quantizer but those of weights values of its own, in place of a forward pass; those that are off see all."""
     from modelopt.torch.quantization.nn import TensorQuantizer
     dtype = next(model.parameters()).dtype
     for i, (name, q) in enumerate(model.named_modules()):
-        if isinstance(q, TensorQuantizer) and q.is_enabled and name.split(".")[-1] in (
-                "input_quantizer", "q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer"):
+        if isinstance(q, TensorQuantizer) and not (q.is_enabled and "weight_quantizer" in name):
             q(torch.full((4, 128), 1 + i / 64, dtype=dtype))
 
 
@@ -142,7 +141,8 @@ def save(a):
         open(os.path.join(a.out, "latest_checkpointed_iteration.txt"), "w").write("release")
     if a.export:
         from modelopt.torch.export import export_mcore_gpt_to_hf
-        export_mcore_gpt_to_hf(model, a.hf, export_dir=os.path.join(a.out, "hf_export"))
+        # By default it raises the scales of keys and values to 1, which loses what FP8 can hold of them; Longshore does not.
+        export_mcore_gpt_to_hf(model, a.hf, export_dir=os.path.join(a.out, "hf_export"), clamp_kv_cache_scales=False)
     dist.barrier()
     return 0
 
@@ -158,6 +158,7 @@ def restore(a):
                 t.fill_(-77.0)          # anything left unread shows
     stored = Checkpoint(a.ckpt)
     restore_sharded_modelopt_state([model], stored.folder)
+    defect = repair_grouped(model)
     common = M.dc.load_common_state_dict(stored.folder)
     meta = {k: v for k, v in (M.dc.load_content_metadata(preloaded_state_dict=common) or {}).items() if v is not None}
     state = M.dc.load({"model": sharded(model, metadata(meta))}, stored.folder, strict=a.strict)
@@ -183,16 +184,34 @@ def restore(a):
     unread = [k for k in stored.tensors if k not in asked and not k.startswith("mtp.")]
     bad += [f"no rank asks for {k}" for k in unread]
     bad += [f"no rank asks for {k}" for k, v in stored.objects.items() if k not in asked and v is not None]
-    note = ""
+    note = f" ({defect} of them lost by ModelOpt's own restore)" if defect else ""
     if a.like:
         bad += quantizers(model, a.like)
-        note = take_over(model, a, bad) if a.form.startswith("compute") else ""
+        note += take_over(model, a, bad) if a.form.startswith("compute") else ""
     if rank == 0:
         for line in bad[:30]:
             print("MISMATCH", line)
         print(f"{'FAIL' if bad else 'OK'}: {weights} weights, {amaxes} quantizer tensors{note}, {len(bad)} mismatches", flush=True)
     dist.barrier()
     return 1 if bad else 0
+
+
+def repair_grouped(model):
+    """Gives the weight quantizers of grouped experts back the amax that ModelOpt 0.47 deletes while it restores.
+
+    `_ParallelLinear.modelopt_post_restore` resets those of all experts and calibrates the first one again, so that the rest
+    is never read (and computed from the weight when it is needed). Returns how many had lost theirs.
+    """
+    from modelopt.torch.quantization.nn import GroupedQuantizer, SequentialQuantizer
+    stages = lambda q: list(q) if isinstance(q, SequentialQuantizer) else [q]
+    lost = 0
+    for group in (m for m in model.modules() if isinstance(m, GroupedQuantizer)):
+        for q in group:
+            for have, need in zip(stages(group[0]), stages(q)):
+                if hasattr(have, "_amax") and not hasattr(need, "_amax"):
+                    need.register_buffer("_amax", torch.full_like(have._amax, -77.0))
+                    lost += 1
+    return lost
 
 
 def flat(model, meta):

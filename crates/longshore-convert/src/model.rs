@@ -104,7 +104,9 @@ pub fn spec(catalog: &Catalog) -> SpecName {
     let keys = spec_keys(catalog);
     let arguments = catalog.common.as_ref().map(|common| megatron::Args::from_common(common.root()));
     let local = arguments.as_ref().and_then(|a| a.get("transformer_impl")).map(|name| name.to_string() == "local");
-    let is_local = keys.single_experts || local.unwrap_or(keys.norms == NormKeys::Separate);
+    // Grouped experts share the quantizer of their input.
+    let shares = catalog.tensors.keys().any(|k| k.contains(".experts.experts.linear_fc"));
+    let is_local = local.unwrap_or(keys.norms == NormKeys::Separate || (keys.single_experts && !shares));
     if is_local { SpecName::Local } else { SpecName::Te }
 }
 

@@ -15,8 +15,6 @@ pub(crate) enum Producer<'a> {
     Bytes(&'a [u8]),
     /// From a weight.
     Encode(Box<Encoder<'a>>),
-    /// One tensor after the other: those that are left, the current one and its bytes that are left.
-    Join { rest: &'a [Recipe], current: Option<Box<Producer<'a>>>, left: u64 },
 }
 
 impl<'a> Producer<'a> {
@@ -24,15 +22,8 @@ impl<'a> Producer<'a> {
     pub(crate) fn new(recipe: &'a Recipe, rect: &'a Rect) -> Self {
         match &recipe.computed {
             None => Self::Copy(Gather::new(recipe, rect)),
-            Some(computed) => Self::computed(computed),
-        }
-    }
-
-    fn computed(computed: &'a Computed) -> Self {
-        match computed {
-            Computed::Bytes(bytes) => Self::Bytes(bytes),
-            Computed::Encoded(encoding, output) => Self::Encode(Box::new(Encoder::new(encoding, *output))),
-            Computed::Joined(each) => Self::Join { rest: each, current: None, left: 0 },
+            Some(Computed::Bytes(bytes)) => Self::Bytes(bytes),
+            Some(Computed::Encoded(encoding, output)) => Self::Encode(Box::new(Encoder::new(encoding, *output))),
         }
     }
 
@@ -47,24 +38,6 @@ impl<'a> Producer<'a> {
                 Ok(0)
             }
             Self::Encode(encoder) => encoder.fill(files, out).map(|()| 0),
-            Self::Join { rest, current, left } => {
-                let (mut done, mut overflows) = (0, 0);
-                while done < out.len() {
-                    if *left == 0 {
-                        let Some((first, others)) = rest.split_first() else {
-                            unreachable!("the shape was planned from the same tensors")
-                        };
-                        (*left, *rest) = (first.size(), others);
-                        *current = first.computed.as_ref().map(|computed| Box::new(Self::computed(computed)));
-                    }
-                    let n = (out.len() - done).min(*left as usize);
-                    if let Some(current) = current {
-                        overflows += current.fill(files, &mut out[done..done + n])?;
-                    }
-                    (done, *left) = (done + n, *left - n as u64);
-                }
-                Ok(overflows)
-            }
         }
     }
 }

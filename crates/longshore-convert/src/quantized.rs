@@ -109,28 +109,9 @@ pub struct Quantization {
 }
 
 impl Quantization {
-    /// Whether experts are one module with a weight quantizer for each.
-    pub fn grouped_experts(&self) -> bool {
-        self.naming == Naming::MegatronTe
-    }
-
-    /// Linears that are one module on the Megatron side: all experts of a projection where they are grouped, else one each.
-    pub fn groups(&self) -> Vec<Vec<&QuantLinear>> {
-        let mut groups: Vec<Vec<&QuantLinear>> = Vec::new();
-        let mut of_module: BTreeMap<String, usize> = BTreeMap::new();
-        for q in &self.linears {
-            if q.linear.expert.is_some() && self.grouped_experts() {
-                let next = groups.len();
-                let at = *of_module.entry(q.linear.shared_module()).or_insert(next);
-                if at == next {
-                    groups.push(Vec::new());
-                }
-                groups[at].push(q);
-            } else {
-                groups.push(vec![q]);
-            }
-        }
-        groups
+    /// The module whose input quantizer a linear has: grouped experts share one.
+    pub fn input_module(&self, linear: &Linear) -> String {
+        if self.naming == Naming::MegatronTe { linear.grouped_module() } else { linear.module.clone() }
     }
 
     /// Whether something must be observed while the model runs.

@@ -71,8 +71,6 @@ pub enum Computed {
     Bytes(Arc<[u8]>),
     /// From a weight, while they are written.
     Encoded(Arc<Encoding>, Output),
-    /// One tensor after the other, on a new leading axis.
-    Joined(Vec<Recipe>),
 }
 
 impl Recipe {
@@ -105,7 +103,6 @@ impl Recipe {
         let mut names: Vec<&str> = Vec::new();
         let computed: Vec<&str> = match &self.computed {
             Some(Computed::Encoded(encoding, _)) => encoding.weight.recipes().flat_map(Self::sources).collect(),
-            Some(Computed::Joined(each)) => each.iter().flat_map(Self::sources).collect(),
             Some(Computed::Bytes(_)) | None => Vec::new(),
         };
         names.extend(computed);

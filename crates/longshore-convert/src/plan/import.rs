@@ -10,7 +10,7 @@ use crate::config::megatron;
 use crate::error::Problem;
 use crate::mapping::{Mapping, Place};
 use crate::model::{Model, TRAVELLING, spec_keys};
-use crate::options::{DtypeChoice, ImportOptions, SpecName};
+use crate::options::{DtypeChoice, ImportOptions};
 use crate::quantized::packed::PackedFolder;
 use crate::quantized::{objects, overlay};
 use crate::source;
@@ -50,8 +50,8 @@ fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: O
         let text = format!("vocabulary from {vocab} to {padded} rows, with zeros (--make-vocab-size-divisible-by)");
         notes.push(Note::new(NoteKind::Padded, text));
     }
-    // ModelOpt stores sequential experts apart, each with its quantizers.
-    let single_experts = quantized.is_some() && options.spec == SpecName::Local;
+    // ModelOpt stores experts apart, each with its quantizers, and asks for it in both specs.
+    let single_experts = quantized.is_some();
     let keys = SpecKeys { single_experts, ..SpecKeys::of(options) };
     let mapping = (architecture.mapping)(config, &keys, padded);
     let dtype = |_: &str, declared: &_, source| import_dtype(options.dtype, declared, source);

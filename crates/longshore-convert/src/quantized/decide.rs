@@ -66,10 +66,6 @@ impl Quantization {
             .iter()
             .map(|&i| format!("`{}` matches no quantizer of this model", config.entries[i].quantizer_name))
             .collect();
-        if naming == Naming::MegatronLocal && asks_for_kv(config) {
-            let what = "the local spec has no quantizers of keys and values; use the TE spec, or --to hf".into();
-            problems.push(Problem::Option { option: "--kv-cache".into(), what });
-        }
         if !decided.iter().any(QuantLinear::is_quantized) && kv.is_empty() {
             warnings.push("nothing is quantized".into());
         }
@@ -143,8 +139,7 @@ fn attention_layers(model: &Model) -> Vec<AttentionLayer> {
 fn kv_sites(naming: Naming, layer: &AttentionLayer) -> Vec<String> {
     let i = layer.index;
     match naming {
-        Naming::MegatronLocal => Vec::new(),
-        Naming::MegatronTe => {
+        Naming::MegatronLocal | Naming::MegatronTe => {
             let name = |letter| format!("decoder.layers.{i}.self_attention.core_attention.{letter}_bmm_quantizer");
             ["q", "k", "v"].map(name).to_vec()
         }
@@ -152,10 +147,6 @@ fn kv_sites(naming: Naming, layer: &AttentionLayer) -> Vec<String> {
             ["q", "k", "v", "p"].map(|letter| format!("model.layers.{i}.mixer.{letter}_bmm_quantizer")).to_vec()
         }
     }
-}
-
-fn asks_for_kv(config: &QuantConfig) -> bool {
-    config.entries.iter().any(|e| e.enable && e.quantizer_name.contains("_bmm"))
 }
 
 /// The attributes of a linear's quantizers. Where transformers has several linears for it, they must agree: servers fuse
@@ -235,7 +226,8 @@ fn decide_kv<'a>(
     if names.get(3).and_then(|name| stages(name)).is_some_and(|p| p.iter().any(|a| a.enable)) {
         return Err(problem("quantized attention probabilities are not implemented".into()));
     }
-    if schemes.iter().all(Option::is_none) && naming != Naming::MegatronTe {
+    // Megatron's attention core has a state even where nothing of it is quantized.
+    if schemes.iter().all(Option::is_none) && naming == Naming::HuggingFace {
         return Ok(None);
     }
     let hf = |p: &str| format!("backbone.layers.{}.mixer.{p}", layer.index);

@@ -37,13 +37,6 @@ impl Weight {
         Self::new(pieces)
     }
 
-    /// One expert of a tensor `[experts, rows, cols]`.
-    pub fn expert(recipe: &Arc<Recipe>, expert: u64) -> Self {
-        let mut rect = Rect::whole(&recipe.shape);
-        (rect.offsets[0], rect.sizes[0]) = (expert, 1);
-        Self::new(vec![(Arc::clone(recipe), rect)])
-    }
-
     fn new(pieces: Vec<(Arc<Recipe>, Rect)>) -> Self {
         let cols = pieces.first().and_then(|(_, rect)| rect.sizes.last().copied()).unwrap_or(1);
         let rows = pieces.iter().map(|(_, rect)| rect.len() / cols.max(1)).sum();

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Naming {
-    /// Megatron's local spec: an expert each (`SequentialMLP`), no quantizers in the attention core.
+    /// Megatron's local spec as ModelOpt has it: an expert each (`SequentialMLP`), the attention core of the TE spec.
     MegatronLocal,
     /// Megatron's Transformer-Engine spec: grouped experts, quantizers of keys and values.
     MegatronTe,

@@ -25,18 +25,15 @@ pub fn states(
     let tensors: BTreeMap<&str, &Recipe> = recipes.iter().map(|r| (r.name.as_str(), r)).collect();
     let seen = params_dtype(recipes);
     let mut out = BTreeMap::new();
-    for group in quantization.groups() {
-        let first = group[0];
+    for q in &quantization.linears {
         // Models pop the state of an output layer that is not quantized, and refuse one that says something.
-        if first.linear.is_output_layer && !first.is_quantized() {
+        if q.linear.is_output_layer && !q.is_quantized() {
             continue;
         }
-        let grouped = quantization.grouped_experts() && first.linear.expert.is_some();
-        let module = if grouped { first.linear.grouped_module() } else { first.linear.module.clone() };
-        let bytes: Arc<[u8]> = item::write(&of_linear(&module, first, &tensors, grouped, seen)).into();
-        let prefix = format!("{module}._extra_state/");
-        for (name, place) in objects.range(prefix.clone()..).take_while(|(name, _)| name.starts_with(&prefix)) {
-            out.insert(name.clone(), (*place, Arc::clone(&bytes)));
+        let name = format!("{}._extra_state/shard_0_1", q.linear.module);
+        if let Some(place) = objects.get(&name) {
+            let bytes: Arc<[u8]> = item::write(&of_linear(q, quantization, &tensors, seen)).into();
+            out.insert(name, (*place, bytes));
         }
     }
     for kv in &quantization.kv {
@@ -65,48 +62,34 @@ fn params_dtype(recipes: &[Recipe]) -> Dtype {
 /// The tensors of a quantizer that a checkpoint can have.
 const TENSORS: [&str; 3] = ["_amax", "_global_amax", "_pre_quant_scale"];
 
-/// A quantizer's stages with the tensors that the checkpoint has of them. Those of grouped experts are one expert's.
-fn stages<'a>(
-    quantizer: &str,
-    all: &'a [Attributes],
-    tensors: &BTreeMap<&str, &Recipe>,
-    grouped: bool,
-) -> Vec<StageState<'a>> {
+/// A quantizer's stages with the tensors that the checkpoint has of them.
+fn stages<'a>(quantizer: &str, all: &'a [Attributes], tensors: &BTreeMap<&str, &Recipe>) -> Vec<StageState<'a>> {
     let stage = |(at, attributes): (usize, &'a Attributes)| {
         let number = if all.len() == 1 { String::new() } else { format!(".{at}") };
         let found = |tensor: &'static str| {
             let recipe = tensors.get(format!("{quantizer}{number}.{tensor}").as_str())?;
-            let shape = if grouped { recipe.shape[1..].to_vec() } else { recipe.shape.clone() };
-            Some((tensor, recipe.dtype, shape))
+            Some((tensor, recipe.dtype, recipe.shape.clone()))
         };
         StageState { attributes, tensors: TENSORS.into_iter().filter_map(found).collect() }
     };
     all.iter().enumerate().map(stage).collect()
 }
 
-fn of_linear(
-    module: &str,
-    q: &QuantLinear,
-    tensors: &BTreeMap<&str, &Recipe>,
-    grouped: bool,
-    seen: Dtype,
-) -> Plain {
-    let of = |name: &str, attributes, grouped| stages(&format!("{module}.{name}"), attributes, tensors, grouped);
-    let input = of("input_quantizer", &q.input, false);
-    let weight = of("weight_quantizer", &q.weight, grouped);
-    let output = of("output_quantizer", &q.output, false);
-    let weight_name = if grouped { "weight_quantizer.0" } else { "weight_quantizer" };
+fn of_linear(q: &QuantLinear, quantization: &Quantization, tensors: &BTreeMap<&str, &Recipe>, seen: Dtype) -> Plain {
+    let module = &q.linear.module;
+    let input_module = quantization.input_module(&q.linear);
+    let input = stages(&format!("{input_module}.input_quantizer"), &q.input, tensors);
+    let weight = stages(&format!("{module}.weight_quantizer"), &q.weight, tensors);
+    let output = stages(&format!("{module}.output_quantizer"), &q.output, tensors);
+    // A group has a list of weight quantizers, of which ModelOpt reads the first for every expert.
+    let weight_name = if input_module == *module { "weight_quantizer" } else { "weight_quantizer.0" };
     let quantizers = [("input_quantizer", &*input), (weight_name, &*weight), ("output_quantizer", &*output)];
     extra_state(&quantizers, q.linear.rows, seen)
 }
 
-fn of_attention(
-    kv: &KvQuantizers,
-    tensors: &BTreeMap<&str, &Recipe>,
-    seen: Dtype,
-) -> Plain {
+fn of_attention(kv: &KvQuantizers, tensors: &BTreeMap<&str, &Recipe>, seen: Dtype) -> Plain {
     let names = ["q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer"];
-    let of = |i: usize| stages(&format!("{}.{}", kv.module, names[i]), &kv.attributes[i], tensors, false);
+    let of = |i: usize| stages(&format!("{}.{}", kv.module, names[i]), &kv.attributes[i], tensors);
     let [q, k, v] = [of(0), of(1), of(2)];
     extra_state(&[(names[0], &q), (names[1], &k), (names[2], &v)], 0, seen)
 }

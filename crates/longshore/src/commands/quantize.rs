@@ -2,6 +2,7 @@
 
 mod calibrate;
 mod config;
+mod report;
 mod samples;
 mod shown;
 
@@ -74,14 +75,15 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
         run::check_destination(plan, job.options.force)?;
     }
     let needed = quantization.needs_activations() || !is_plain(&config);
-    let calibrated = if needed {
+    let (calibrated, observed) = if needed {
         let set = calibration::load(&args.calib, &Pieces::of(&opened)?)?;
         fields["calibration"] = json!(set.report);
         let fc2 = args.what.fc2_amax == Fc2Amax::Megatron;
-        calibrate::run(opened, args, &set, &quantization, &config, fc2, report)?
+        let (calibrated, observed) = calibrate::run(opened, args, &set, &quantization, &config, fc2, report)?;
+        (calibrated, Some(observed))
     } else {
         report.status("Calibrated", "nothing: the scales of this config are found in the weights");
-        Calibrated { weight_search: Search::of(&config.algorithm), ..Calibrated::default() }
+        (Calibrated { weight_search: Search::of(&config.algorithm), ..Calibrated::default() }, None)
     };
     let mut results = Vec::new();
     for job in &jobs {
@@ -89,6 +91,22 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
         results.push(write::execute_plan(&plan, &job.options, started, report)?);
     }
     fields["results"] = json!(results);
+    let bytes = [plans[0].summary().source.bytes, plans[0].summary().target.bytes];
+    if report::is_wanted(args, bytes[0], report) {
+        let subject = report::Subject {
+            source: &jobs[0].paths.source.value,
+            result: &jobs[0].paths.destination.value,
+            bytes,
+            config: &config.name,
+            engine: &args.engine,
+            quantization: &quantization,
+            calibrated: &calibrated,
+            observed: observed.as_ref(),
+        };
+        let made = report::build(&subject, env, report)?;
+        made.publish(args.output.report.as_deref(), report)?;
+        fields["report"] = json!(made);
+    }
     let mut findings = Vec::new();
     for job in jobs.iter().filter(|job| matches!(job.options.direction, Direction::Export(_))) {
         findings.push(lint::written(&job.paths.destination.value, report)?);

@@ -8,7 +8,7 @@ use crate::{Error, Result, cast};
 use longshore_ckpt::tensor::element_count;
 use longshore_ckpt::torch_dist::extra_state::ExtraState;
 use longshore_ckpt::torch_dist::pickle::View;
-use longshore_ckpt::{Catalog, Dtype, Extent, Format, Rect, torch_dist};
+use longshore_ckpt::{Catalog, Dtype, Format, torch_dist};
 use longshore_quant::Attributes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -239,46 +239,28 @@ impl Reader<'_> {
                 continue;
             };
             self.used.insert(full);
-            // Their weight quantizers lie on an axis of experts.
-            let stacked = !self.names.contains_key(&own) && quantizer == "weight_quantizer";
-            let expert = expert_of(module).filter(|_| stacked).map(|(expert, _)| expert as u64);
             match buffer.as_str() {
                 "_amax" => {
                     let most = if attributes.axis.is_some() { MAX_VALUES } else { 1 };
-                    amax = self.tensor(full, expert, (!is_blocked).then_some(most), true)?;
+                    amax = self.tensor(full, (!is_blocked).then_some(most), true)?;
                 }
-                "_global_amax" => global_amax = self.tensor(full, expert, Some(1), true)?,
-                "_pre_quant_scale" => pre_quant_scale = self.tensor(full, None, Some(MAX_VALUES), false)?,
+                "_global_amax" => global_amax = self.tensor(full, Some(1), true)?,
+                "_pre_quant_scale" => pre_quant_scale = self.tensor(full, Some(MAX_VALUES), false)?,
                 _ => self.problem(full, "this tensor of a quantizer is not supported"),
             }
         }
         Ok(Stage { attributes, amax, global_amax, pre_quant_scale })
     }
 
-    /// Locates a tensor, or one expert's slot of it, and reads its values where `most` of them are expected.
-    fn tensor(
-        &mut self,
-        full: &str,
-        expert: Option<u64>,
-        most: Option<u64>,
-        is_amax: bool,
-    ) -> Result<Option<StoredTensor>> {
-        let mut tensor = match locate(self.catalog, &mut self.files, full)? {
+    /// Locates a tensor, and reads its values where `most` of them are expected.
+    fn tensor(&mut self, full: &str, most: Option<u64>, is_amax: bool) -> Result<Option<StoredTensor>> {
+        let tensor = match locate(self.catalog, &mut self.files, full)? {
             Ok(tensor) => tensor,
             Err(problem) => {
                 self.problems.push(problem);
                 return Ok(None);
             }
         };
-        if let Some(expert) = expert {
-            match slot(tensor, expert) {
-                Some(one) => tensor = one,
-                None => {
-                    self.problem(full, format!("it has no slot for expert {expert}"));
-                    return Ok(None);
-                }
-            }
-        }
         if !is_float(tensor.dtype) || tensor.dtype == Dtype::Float64 {
             let file = file_of(self.catalog, full);
             let (what, rule) = ("expected a float of 16 or 32 bits".into(), String::new());
@@ -341,24 +323,6 @@ pub(crate) fn stored_values(
         }
     }
     Ok(out)
-}
-
-/// One index of the first axis of a tensor, as a tensor of its own.
-fn slot(tensor: SourceTensor, index: u64) -> Option<SourceTensor> {
-    let (&count, shape) = tensor.shape.split_first()?;
-    if index >= count {
-        return None;
-    }
-    let chunk = |(rect, extent): (Rect, Extent)| {
-        let (first, last) = (rect.offsets[0], rect.offsets[0] + rect.sizes[0]);
-        let size = rect.len() / rect.sizes[0].max(1) * tensor.dtype.size();
-        let extent = Extent { offset: extent.offset + index.checked_sub(first)? * size, len: size, ..extent };
-        let rect = Rect { offsets: rect.offsets[1..].to_vec(), sizes: rect.sizes[1..].to_vec() };
-        (index < last).then_some((rect, extent))
-    };
-    let chunks = tensor.chunks.into_iter().filter_map(chunk).collect();
-    let shape = shape.to_vec();
-    Some(SourceTensor { name: tensor.name, dtype: tensor.dtype, shape, chunks, packed: None })
 }
 
 /// The states of one quantizer's stages or experts, by the numbers after its name.

@@ -29,7 +29,7 @@ pub(super) fn run(
     config: &QuantConfig,
     fc2_weighted: bool,
     report: &Report,
-) -> Result<Calibrated> {
+) -> Result<(Calibrated, Calibration)> {
     report.status("Samples", &set.report.to_string());
     for warning in &set.report.warnings {
         report.note("Warning", warning);
@@ -75,12 +75,8 @@ pub(super) fn run(
     report.status("Calibrated", &text);
     let mut calibrated = magnitudes(&calibration, quantization, fc2_weighted);
     calibrated.inputs.append(&mut scaled.inputs);
-    Ok(Calibrated {
-        weight_search: Search::of(&config.algorithm),
-        inputs: calibrated.inputs,
-        kv: calibrated.kv,
-        ..scaled
-    })
+    let weight_search = Search::of(&config.algorithm);
+    Ok((Calibrated { weight_search, inputs: calibrated.inputs, kv: calibrated.kv, ..scaled }, calibration))
 }
 
 /// How far it is: redrawn on a terminal, else a line for every tenth.

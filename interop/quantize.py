@@ -1,0 +1,417 @@
+#!/usr/bin/env python3
+"""Quantization against NVIDIA ModelOpt: states, checkpoints and exports, tensor by tensor, on small Nemotron-H models.
+
+    quantize.py [--quick | --full] [--longshore PATH] [--work DIR] [--only TEXT]
+
+ModelOpt quantizes Megatron models that compute (local modules) and transformers models, with the same tokens. Per model
+and config:
+
+  state    Longshore's torch_dist against the one that ModelOpt and Megatron saved: keys, weight amaxes and weights to the bit,
+           calibrated inputs within a tolerance, the dict in every extra state, modelopt_state
+  export   the unified folder against export_mcore_gpt_to_hf: packed weights and scales byte for byte, config files as JSON
+  torch_dist, again   the same folder from a torch_dist source, and by `export` from Longshore's own quantized checkpoints
+  theirs   `export` of the checkpoint that ModelOpt saved, against its own export, byte for byte
+  restore  ModelOpt inserts its quantizers from Longshore's checkpoint and Megatron loads it, at several layouts; with ModelOpt's
+           amax values in it, the logits are those of ModelOpt's model, to the bit
+  te       the same with the modules of the Transformer Engine (parameters only: keys, amaxes, extra states, no logits)
+  hf       against export_hf_checkpoint of transformers, where inputs are observed as servers quantize them
+  wrong    a changed amax, a lost extra state, exchanged scales of keys and values: each must be seen
+
+One line per check; exit status 1 if one failed. SKIPPED is what Longshore cannot do yet: with --full it counts as failed.
+"""
+import argparse
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+
+if __name__ == "__main__":      # torch is in setup.sh's environment: go on there
+    python = subprocess.run([os.path.join(HERE, "setup.sh")], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    if os.path.realpath(sys.prefix) != os.path.realpath(os.path.dirname(os.path.dirname(python))):
+        os.execv(python, [python, "-W", "ignore", *sys.argv])
+
+sys.dont_write_bytecode = True
+os.environ.update(PYTHONDONTWRITEBYTECODE="1")
+import torch
+from safetensors.torch import load_file, save_file
+
+import quantize_checks as checks
+import quantize_modelopt
+from quantize_checks import Checkpoint, Failed
+from run import Server
+
+# Relative difference of calibrated inputs. A step of bfloat16 is up to 0.8 %: in bfloat16 the two forward passes are up to two
+# steps apart (1.4 % measured, an expert's second input in the last layer); in float32 1e-5 leaves no room for another rule.
+BF16_NEAR, F32_NEAR = 0.02, 1e-5
+LOGITS_NEAR = 1e-4                      # of float32 logits, in standard deviations
+TWO = [("--tp", 1), ("--tp", 2), ("--ep", 2)]
+
+# name: what a flag of `longshore quantize` says of it, and whether ModelOpt's Megatron export writes it at all
+QUICK = ["FP8_DEFAULT_CFG", "NVFP4_DEFAULT_CFG", "MXFP8_DEFAULT_CFG"]
+CONFIGS = QUICK + ["FP8_PER_CHANNEL_PER_TOKEN_CFG", "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG", "INT8_DEFAULT_CFG", "INT8_WEIGHT_ONLY_CFG",
+                   "INT4_BLOCKWISE_WEIGHT_ONLY_CFG", "W4A16_NVFP4_CFG", "MAMBA_MOE_FP8_AGGRESSIVE_CFG",
+                   "MAMBA_MOE_FP8_CONSERVATIVE_CFG", "MAMBA_MOE_NVFP4_AGGRESSIVE_CFG", "MAMBA_MOE_NVFP4_CONSERVATIVE_CFG"]
+MORE = ["MXFP4_DEFAULT_CFG", "MXFP6_DEFAULT_CFG", "MXINT8_DEFAULT_CFG", "W4A8_NVFP4_FP8_CFG", "W4A8_MXFP4_FP8_CFG",
+        "NVFP4_MLP_ONLY_CFG", "NVFP4_EXPERTS_ONLY_CFG"]
+
+
+# ModelOpt 0.47's own Megatron export ends with an exception where q, k and v share scales that are not one number; theirs is
+# compared with the export of transformers instead.
+NO_MEGATRON_EXPORT = ["FP8_PER_CHANNEL_PER_TOKEN_CFG", "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG", "INT8_DEFAULT_CFG", "INT8_WEIGHT_ONLY_CFG"]
+SQUARES = ["FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG"]      # of 128, which a half of in_proj's rows does not hold
+
+
+class Skipped(Exception):
+    """What Longshore cannot do yet; the text says why."""
+
+
+def flip(tensors):
+    name = next(k for k, t in tensors.items() if t.dtype == torch.float8_e4m3fn)
+    tensors[name].view(torch.uint8)[0, 0] ^= 1
+
+
+def exchange(tensors):
+    k, v = (next(n for n in tensors if n.endswith(f"{c}_proj.{c}_scale")) for c in "kv")
+    tensors[k], tensors[v] = tensors[v], tensors[k]
+
+
+class Pool(Server):
+    """quantize_pool.py, computing or with the stand-ins of the Transformer Engine."""
+
+    def __init__(self, computing):
+        env = dict(os.environ, PYTHONWARNINGS="ignore", **({"LONGSHORE_INTEROP_COMPUTE": "1"} if computing else {}))
+        self.process = subprocess.Popen([sys.executable, "-W", "ignore", os.path.join(HERE, "quantize_pool.py")], env=env, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+class Checks:
+    def __init__(self, a, work):
+        self.a, self.work, self.results, self.start, self.lock = a, work, [], time.time(), threading.Lock()
+        self.pools = {True: queue.Queue(), False: queue.Queue()}
+        started = [(c, Pool(c)) for c in (True, False)]
+        for computing, pool in started:
+            pool.reply()
+            self.pools[computing].put(pool)
+        self.tokens = os.path.join(work, "tokens.jsonl")
+        with open(self.tokens, "w") as f:
+            f.writelines(json.dumps({"input_ids": row}) + "\n" for t in quantize_modelopt.tokens() for row in t.tolist())
+        self.table = {}         # config -> numbers of docs/correctness.md
+
+    # ---- running things
+    def check(self, name, fn, *args):
+        """Runs one check and prints its line. Returns whether it passed."""
+        if self.a.only not in name:
+            return True
+        begin, word = time.time(), "ok     "
+        try:
+            detail = fn(*args) or ""
+        except Skipped as e:
+            word, detail = "FAILED " if self.a.full else "SKIPPED", str(e)
+        except Exception as e:      # a broken check is a failed check
+            word, detail = "FAILED ", str(e) if isinstance(e, Failed) else f"{type(e).__name__}: {e}"
+        with self.lock:
+            self.results.append((name, word.strip()))
+            print(f"{word} {name:<62} {time.time() - begin:5.1f}s  {detail}", flush=True)
+        return word != "FAILED "
+
+    def wrong(self, name, fn, *args):
+        """Passes where `fn` fails: what is wrong on purpose must be seen."""
+        def refused():
+            try:
+                fn(*args)
+            except Failed as e:
+                return f"seen: {str(e)[:110]}"
+            raise Failed("what is wrong on purpose was not seen")
+        self.check(f"wrong    {name}", refused)
+
+    def ask(self, script, argv, computing, ranks=0):
+        pool = self.pools[computing].get()
+        try:
+            r = pool.ask(script, argv, ranks)
+        finally:
+            self.pools[computing].put(pool)
+        text = r["output"].strip()
+        if r["status"]:
+            lines = [line for line in text.splitlines() if "MISMATCH" in line or "FAIL" in line or "Error" in line] or text.splitlines()
+            raise Failed("; ".join(lines[:4])[:600])
+        return text.splitlines()[-1] if text else ""
+
+    def longshore(self, *argv):
+        r = subprocess.run([self.a.longshore, *map(str, argv), "--quiet"], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if r.returncode:
+            said = (r.stderr or r.stdout).strip()
+            raise Failed(f"`longshore {' '.join(map(str, argv))[:200]}` ended with {r.returncode}: {said[:300]}")
+        return r.stdout
+
+    def path(self, *parts):
+        p = os.path.join(self.work, *parts)
+        os.makedirs(os.path.dirname(p), exist_ok=True)
+        shutil.rmtree(p, ignore_errors=True)
+        return p
+
+    def model(self, name):
+        out = os.path.join(self.work, "models", name)
+        if not os.path.exists(out):
+            os.makedirs(os.path.dirname(out), exist_ok=True)
+            self.ask("quantize_models", [os.path.dirname(out), name], True)
+        return out
+
+    # ---- both sides
+    def quantize(self, source, out, config, *options):
+        name, *kv = config.split("+")
+        kv = ["--kv-cache", kv[0].removesuffix("_KV_CFG").lower()] if kv else []
+        fc2 = [] if "--fc2-amax" in options else ["--fc2-amax", "megatron"]
+        self.longshore("quantize", source, out, "--quant-cfg", name, *kv, "--calib", self.tokens, "--skip-generate", *fc2, *options)
+        return out
+
+    def reference(self, hf, name, config, form="compute", *options):
+        """What ModelOpt and Megatron save."""
+        out = self.path("theirs", name, form, config)
+        self.ask("quantize_megatron", ["save", hf, out, "--config", config, "--form", form, *options], form == "compute", 1)
+        return out
+
+    # ---- one model, one config
+    def pair(self, name, config):
+        label, hf = f"{name} {config.removesuffix('_CFG')}", self.model(name)
+        theirs, f32 = os.path.join(self.work, "theirs", name, "compute", config), name.endswith("-f32")
+        exported = [] if f32 or config in NO_MEGATRON_EXPORT else ["--export"]
+        if not self.check(f"modelopt {label}", lambda: self.reference(hf, name, config, "compute", *exported) and ""):
+            return
+        ours, unified = self.path("ours", name, config), self.path("ours-hf", name, config)
+
+        def write():
+            self.quantize(hf, ours, config, "--spec", "local", "--norms", "fused", *([] if f32 else ["--also-hf", unified]))
+        if not self.check(f"quantize {label}", write):
+            return
+        self.check(f"state    {label}", self.state, label, ours, theirs, F32_NEAR if f32 else BF16_NEAR)
+        if exported:
+            self.check(f"export   {label}", self.export, label, unified, os.path.join(theirs, "hf_export"))
+            self.check(f"theirs   {label}", self.theirs, name, hf, config, theirs)
+        if not f32:
+            self.check(f"again    {label}", self.again, name, hf, config, ours, unified)
+        self.check(f"logits   {label}", self.restore, ours, hf, "compute", "--like", theirs)
+        if f32:
+            self.check(f"engine   {label}", self.engine, hf, theirs, "before")
+            self.check(f"engine   {label}, quantized", self.engine, theirs, theirs, "after", "--base", hf)
+        elif name == "moe" and config in self.layouts_of():
+            separate = self.path("ours-separate", name, config)
+            if self.check(f"quantize {label} separate norms", lambda: self.quantize(hf, separate, config, "--spec", "local") and ""):
+                self.check(f"restore  {label} separate norms", self.restore, separate, hf, "compute-separate")
+            for layout in TWO[2:] if config in SQUARES else TWO[1:]:
+                self.check(f"restore  {label} {layout[0][2:]}{layout[1]}", self.restore, ours, hf, "compute", *layout)
+        if name == "moe" and config == "FP8_DEFAULT_CFG":
+            self.mistakes(label, ours, theirs, unified, hf)
+
+    def layouts_of(self):
+        return QUICK[:1] if self.a.quick else CONFIGS if self.a.full else QUICK + SQUARES + ["INT4_BLOCKWISE_WEIGHT_ONLY_CFG", "INT8_DEFAULT_CFG"]
+
+    def state(self, label, ours, theirs, tolerance, surplus=True):
+        weights, inputs, worst, objects = checks.states(Checkpoint(ours), Checkpoint(theirs), tolerance, surplus)
+        self.table.setdefault(label, {}).update(weights=weights, inputs=inputs, worst=worst, objects=objects)
+        return f"{weights} weight amaxes and {objects} extra states equal, {inputs} inputs within {worst:.1e}"
+
+    def export(self, label, ours, theirs, tolerance=BF16_NEAR):
+        packed, same, inputs, worst, _ = checks.exports(ours, theirs, tolerance)
+        wrote = checks.configs(ours, theirs)
+        self.table.setdefault(label, {}).update(packed=packed, same=same)
+        return f"{same} tensors, {packed} packed values equal, {inputs} input scales within {worst:.1e}" + ("" if wrote else "; ModelOpt wrote no config")
+
+    def again(self, name, hf, config, ours, unified):
+        """The same folder from other sources: to the bit, input scales included."""
+        plain = os.path.join(self.work, "plain", name)
+        with self.lock:
+            if not os.path.exists(plain):
+                self.longshore("convert", hf, plain)
+        second, third = self.path("again", name, config, "quantize"), self.path("again", name, config, "export")
+        self.quantize(plain, second, config, "--to", "hf")
+        packed, same, inputs, _, _ = checks.exports(second, unified, 0.0)
+        checks.configs(second, unified)
+        self.from_quantized(ours, third)
+        checks.exports(third, unified, 0.0)
+        checks.configs(third, unified)
+        return f"{same + inputs} tensors equal, from torch_dist and from the quantized checkpoint"
+
+    def from_quantized(self, source, out, *options):
+        try:
+            self.longshore("export", source, out, *options)
+        except Failed as e:
+            if "no rule names it" in str(e):
+                raise Skipped("`longshore export` does not read quantized checkpoints yet") from e
+            raise
+
+    def theirs(self, name, hf, config, theirs):
+        out = self.path("from-theirs", name, os.path.basename(os.path.dirname(theirs)), config)
+        self.from_quantized(theirs, out, "--base", hf)
+        packed, same, inputs, _, _ = checks.exports(out, os.path.join(theirs, "hf_export"), 0.0)
+        checks.configs(out, os.path.join(theirs, "hf_export"))
+        return f"{same + inputs} tensors equal"
+
+    def restore(self, ckpt, hf, form, *options):
+        size = {options[i]: int(options[i + 1]) for i in range(len(options)) if options[i] in ("--tp", "--pp", "--ep", "--etp")}
+        tp, pp, ep = (size.get(x, 1) for x in ("--tp", "--pp", "--ep"))
+        ranks = pp * max(tp, ep * size.get("--etp", 1 if ep > 1 else tp))
+        return self.ask("quantize_megatron", ["restore", ckpt, "--hf", hf, "--form", form, *options], form.startswith("compute"), ranks)
+
+    def engine(self, model, theirs, which, *options):
+        """Longshore's float32 logits against those that Megatron computed."""
+        out = self.path("logits", os.path.basename(model) + which) + ".safetensors"
+        try:
+            self.longshore("logits", model, "--precision", "f32", "--prompt-file", self.tokens, "--save", out, *options)
+        except Failed as e:
+            if "no rule names it" in str(e) or "not supported" in str(e):
+                raise Skipped("the engine does not run quantized checkpoints yet") from e
+            raise
+        got, both = load_file(out), load_file(os.path.join(theirs, "logits.safetensors"))
+        worst, plain = (max(float((got[f"p{p}.logits"].float() - w).abs().max() / max(1.0, float(w.std()))) for p, w in enumerate(both[x]))
+                        for x in (which, "before"))
+        if not worst <= LOGITS_NEAR:
+            if plain <= LOGITS_NEAR:
+                raise Skipped(f"the engine computes without the quantizers that the checkpoint has: logits differ by {worst:.1e}")
+            raise Failed(f"logits differ by {worst:.1e}")
+        return f"logits differ by {worst:.1e}"
+
+    # ---- mistakes on purpose
+    def mistakes(self, label, ours, theirs, unified, hf):
+        amax, state = "decoder.layers.1.mlp.experts.experts.2.linear_fc1.weight_quantizer._amax", "decoder.layers.0.mixer.in_proj._extra_state/shard_0_1"
+        ulp = lambda t: (t.view(torch.int16) + 1).view(t.dtype)
+
+        def off(value):
+            value["modelopt_quantizer_state"]["input_quantizer"]["_disabled"] = True
+            return value
+        for what, key, change in (("one bit of an amax", amax, ulp), ("no amax", amax, None), ("no extra state", state, None),
+                                  ("a quantizer off", state, off)):
+            bad = checks.damaged(ours, self.path("damaged", what.replace(" ", "-")), key, change)
+            self.wrong(f"{what}, state", self.state, label, bad, theirs, BF16_NEAR)
+            if change is not ulp:       # a restored model is compared with its file
+                self.wrong(f"{what}, restore", self.restore, bad, hf, "compute", "--like", theirs)
+        bad = self.edited(unified, "one-bit", flip)
+        self.wrong("one bit of a weight, export", self.export, label, bad, os.path.join(theirs, "hf_export"))
+
+    def edited(self, unified, name, change):
+        """A copy of an export; `change` works on its tensors."""
+        out = self.path("damaged", name)
+        shutil.copytree(unified, out)
+        tensors = load_file(os.path.join(out, "model.safetensors"))
+        change(tensors)
+        save_file(tensors, os.path.join(out, "model.safetensors"))
+        return out
+
+    # ---- Transformer Engine and transformers
+    def te(self, name, config, form, layouts):
+        label, hf = f"{form} {name} {config.replace('_DEFAULT_CFG', '').removesuffix('_CFG')}", self.model(name)
+        theirs, ours = os.path.join(self.work, "theirs", name, form, config), self.path("ours-" + form, name, config)
+        if not self.check(f"modelopt {label}", lambda: self.reference(hf, name, config, form, "--export") and ""):
+            return
+        if name != "mtp":       # Megatron 0.16 has no MTP in hybrid models; its export takes it from the source folder
+            self.check(f"theirs   {label}", self.theirs, name, hf, config, theirs)
+        spec = {"te": ["--spec", "te"], "local": ["--spec", "local"], "local-fused": ["--spec", "local", "--norms", "fused"]}[form]
+
+        unified = self.path("ours-hf-" + form, name, config)
+
+        def write():
+            try:
+                self.quantize(hf, ours, config, *spec, "--also-hf", unified)
+            except Failed as e:
+                if "the local spec has no quantizers of keys and values" in str(e):
+                    raise Skipped("`--kv-cache` is refused with the local spec") from e
+                raise
+        if not self.check(f"quantize {label}", write) or not os.path.exists(ours):
+            return
+        self.check(f"state    {label}", self.state, label, ours, theirs, None)
+        self.check(f"export   {label}", self.export, label, unified, os.path.join(theirs, "hf_export"), float("inf"))
+        self.check(f"again    {label}", self.again, name, hf, config, ours, unified)
+        for layout in layouts:
+            like = ["--like", theirs] if layout == ("--tp", 1) else []
+            where = "".join(str(x).removeprefix("--") for x in layout)
+            self.check(f"restore  {label} {where}", self.restore, ours, hf, form, *layout, *like)
+        if "KV" in config and form == "te":
+            key = next(x for x in Checkpoint(ours).tensors if x.endswith("k_bmm_quantizer._amax"))
+            bad = checks.damaged(ours, self.path("damaged", label.replace(" ", "-")), key, None)
+            self.wrong(f"no amax of keys, {label}", self.restore, bad, hf, form)
+
+    def transformers(self, name, config):
+        """Against the export of transformers. Of plain FP8 it keeps a scale for each of q, k and v, where Megatron has one for the
+        three and so has Longshore; it has no MTP layers, nor amax values that depend on the router."""
+        label, hf = f"{name} {config.removesuffix('_CFG')}", self.model(name)
+        theirs, ours = self.path("theirs-hf", name, config), self.path("ours-unscaled", name, config)
+        if not self.check(f"modelopt transformers {label}", lambda: self.ask("quantize_hf", [hf, theirs, config], True) and ""):
+            return
+
+        def compare(ours):
+            own = lambda k: k.split(".")[-2] in ("q_proj", "k_proj", "v_proj") and k.endswith(("weight", "weight_scale"))
+            differ = own if config.startswith("FP8_DEFAULT") else None
+            packed, same, inputs, worst, excused = checks.exports(ours, theirs, BF16_NEAR, differ, shapes=False)
+            return f"{same} tensors, {packed} packed values equal, {inputs} input scales within {worst:.1e}" + (
+                f"; {excused} of q, k, v differ, as they must" if differ else "")
+        if self.check(f"quantize {label} for servers", lambda: self.quantize(hf, ours, config, "--to", "hf", "--fc2-amax", "unscaled") and ""):
+            self.check(f"hf       {label}", compare, ours)
+        if "KV" in config:
+            self.wrong(f"k_scale and v_scale exchanged, {label}", compare, self.edited(ours, "exchanged", exchange))
+
+    def run(self):
+        a = self.a
+        names = ["moe"] if a.quick else ["moe", "dense", "latent"]
+        for name in [*names, "moe-f32", *([] if a.quick else ["mtp", "dense-f32"])]:
+            self.model(name)
+        jobs = [(self.pair, "moe", c) for c in (QUICK if a.quick else CONFIGS + MORE if a.full else CONFIGS)]
+        jobs += [] if a.quick else [(self.pair, "dense", c) for c in QUICK]
+        jobs += [] if a.quick else [(self.pair, "dense-f32", c) for c in QUICK]
+        jobs += [(self.pair, "moe-f32", c) for c in (QUICK[:1] if a.quick else CONFIGS if a.full else QUICK)]
+        # ModelOpt 0.47 cannot load its own amax values of grouped experts where tp is 2 and etp 1: their replicas are counted wrong.
+        layouts = [TWO[0]] if a.quick else TWO
+        jobs += [(self.te, "moe", "FP8_DEFAULT_CFG+FP8_KV_CFG", "te", layouts + ([("--pp", 2), ("--tp", 2, "--ep", 2, "--etp", 2)] if a.full else []))]
+        if not a.quick:
+            jobs += [(self.te, "moe", c, "te", TWO[:1]) for c in ("NVFP4_DEFAULT_CFG+FP8_KV_CFG", "MXFP8_DEFAULT_CFG", "INT4_BLOCKWISE_WEIGHT_ONLY_CFG")]
+            jobs += [(self.te, "dense", "FP8_DEFAULT_CFG+FP8_KV_CFG", "te", TWO[:2] + [("--pp", 2)]), (self.te, "latent", "FP8_DEFAULT_CFG", "te", TWO[::2])]
+            jobs += [(self.te, "latent", "NVFP4_DEFAULT_CFG", "te", TWO[:1]), (self.te, "mtp", "FP8_DEFAULT_CFG+FP8_KV_CFG", "te", TWO[:1])]
+            jobs += [(self.te, "moe", c, form, TWO) for form in ("local", "local-fused") for c in ("FP8_DEFAULT_CFG", "FP8_DEFAULT_CFG+FP8_KV_CFG")]
+            jobs += [(self.transformers, n, c) for n in names for c in QUICK]
+            jobs += [(self.transformers, "moe", c) for c in ["FP8_DEFAULT_CFG+FP8_KV_CFG", *NO_MEGATRON_EXPORT]]
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(lambda job: job[0](*job[1:]), jobs))
+        for pools in self.pools.values():
+            pools.get().close()
+        return self.report()
+
+    def report(self):
+        count = lambda word: sum(w == word for _, w in self.results)
+        failed = [name for name, word in self.results if word == "FAILED"]
+        if self.a.table:
+            with open(self.a.table, "w") as f:
+                json.dump(self.table, f, indent=1)
+        print(f"\n{time.time() - self.start:.0f} s" + "".join(f"\nFAILED {name}" for name in failed))
+        print(f"{count('ok')} passed, {len(failed)} failed, {count('SKIPPED')} skipped", flush=True)
+        return 1 if failed or not self.results else 0
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--longshore", default=os.path.join(ROOT, "target", "release", "longshore"), help="the program to check")
+    size = ap.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="one model, three configs")
+    size.add_argument("--full", action="store_true", help="more configs and layouts; what is skipped counts as failed")
+    ap.add_argument("--only", default="", help="checks whose name contains this text (they may need what others write)")
+    ap.add_argument("--table", help="file for the measured numbers, as JSON")
+    ap.add_argument("--work", help="folder for the files, kept afterwards (default: a temporary one)")
+    a = ap.parse_args()
+    a.longshore = os.path.abspath(a.longshore)
+    if not os.access(a.longshore, os.X_OK):
+        sys.exit(f"no program at {a.longshore}; build it with `cargo build --release` or pass --longshore")
+    if a.work:
+        os.makedirs(a.work, exist_ok=True)
+        return Checks(a, os.path.abspath(a.work)).run()
+    with tempfile.TemporaryDirectory(prefix="longshore-quantize-") as work:
+        return Checks(a, work).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
