@@ -4,6 +4,7 @@ use super::{constant, bytes_of, is_whole, searched, stages};
 use crate::error::Problem;
 use crate::mapping::Mapping;
 use crate::quantized::encode::{Encoding, Output, SharedAmax, Weight};
+use crate::quantized::linear::{Linear, Naming};
 use crate::quantized::{Calibrated, QuantLinear, Quantization};
 use crate::resolve::{Computed, Recipe};
 use longshore_ckpt::Dtype;
@@ -32,7 +33,7 @@ pub fn megatron(
             continue;
         };
         let sources = parts.iter().map(|&i| Arc::new(recipes[i].clone())).collect();
-        let linear = Stored { q, sources, calibrated };
+        let linear = Stored { q, form: Form::of(q, quantization), sources, calibrated };
         match linear.weight_tensors() {
             Ok(tensors) => added.extend(tensors),
             Err(problem) => problems.push(problem),
@@ -80,9 +81,37 @@ fn weights_of_modules(recipes: &[Recipe], mapping: &Mapping) -> BTreeMap<String,
     found
 }
 
+/// How ModelOpt's plugin for a class of modules shapes magnitudes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Column and row parallel linears: a scalar is `[1]`, others are `[rows, n]`.
+    Parallel,
+    /// Grouped experts: a scalar is `[1]`, others are as in the module.
+    Grouped,
+    /// Linears that are not cut (latent projections): all are as in the module.
+    Whole,
+}
+
+impl Form {
+    fn of(q: &QuantLinear, quantization: &Quantization) -> Self {
+        if quantization.naming == Naming::MegatronTe && q.linear.expert.is_some() {
+            Self::Grouped
+        } else if q.linear.tp_axis.is_none() && !q.linear.is_output_layer {
+            Self::Whole
+        } else {
+            Self::Parallel
+        }
+    }
+
+    fn scalar(self) -> &'static [u64] {
+        if self == Self::Whole { &[] } else { &[1] }
+    }
+}
+
 /// A linear and the tensors of its weight.
 struct Stored<'a> {
     q: &'a QuantLinear,
+    form: Form,
     sources: Vec<Arc<Recipe>>,
     calibrated: &'a Calibrated,
 }
@@ -109,7 +138,7 @@ impl Stored<'_> {
         for (stage, &scheme) in q.weight_schemes.iter().enumerate() {
             let number = if q.weight_schemes.len() > 1 { format!(".{stage}") } else { String::new() };
             let quantizer = format!("{module}.weight_quantizer{number}");
-            let shape = amax_shape(scheme, q.linear.rows, q.linear.cols)
+            let shape = amax_shape(scheme, &q.linear, self.form)
                 .map_err(|e| Problem::Quantize { tensor: module.clone(), what: e.to_string() })?;
             let Some(shape) = shape else { continue };
             let computed = |name: String, dtype, shape: &[u64], output| Recipe {
@@ -134,7 +163,7 @@ impl Stored<'_> {
             && pack::input_scale(scheme, amax).is_some()
         {
             let name = format!("{module}.input_quantizer._amax");
-            tensors.push(constant(name, dtype, &[1], &bytes_of(dtype, &[amax]), declared));
+            tensors.push(constant(name, dtype, self.form.scalar(), &bytes_of(dtype, &[amax]), declared));
         }
         if let Some(scale) = self.calibrated.pre_quant_scales.get(&q.linear.module) {
             let name = format!("{module}.input_quantizer._pre_quant_scale");
@@ -145,14 +174,18 @@ impl Stored<'_> {
 }
 
 /// The shape in which Megatron stores the magnitudes of a weight; `None` where there are none.
-fn amax_shape(scheme: Scheme, rows: u64, cols: u64) -> longshore_quant::Result<Option<Vec<u64>>> {
+fn amax_shape(scheme: Scheme, linear: &Linear, form: Form) -> longshore_quant::Result<Option<Vec<u64>>> {
+    let (rows, cols) = (linear.rows, linear.cols);
     let count = amax::count(scheme, rows as usize, cols as usize)? as u64;
+    let as_in_module = form != Form::Parallel && count > 1;
     Ok(match scheme {
         Scheme::Mx(_) | Scheme::Fp8(Granularity::Token) | Scheme::Int8(Granularity::Token) => None,
-        _ if is_whole(scheme) => Some(vec![1]),
+        _ if is_whole(scheme) => Some(form.scalar().to_vec()),
         Scheme::Fp8(Granularity::Square(n)) | Scheme::Int8(Granularity::Square(n)) => {
-            Some(vec![rows / n as u64, cols / n as u64])
+            let (high, wide) = (rows / n as u64, cols / n as u64);
+            Some(if as_in_module { vec![high, 1, wide, 1] } else { vec![high, wide] })
         }
+        Scheme::Int4 { .. } | Scheme::Nvfp4Static { .. } if as_in_module => Some(vec![count, 1]),
         _ => Some(vec![rows, count / rows.max(1)]),
     })
 }
