@@ -184,7 +184,7 @@ def restore(a):
     unread = [k for k in stored.tensors if k not in asked and not k.startswith("mtp.")]
     bad += [f"no rank asks for {k}" for k in unread]
     # A local attention core, which computes here in place of the Transformer Engine's, has no state to ask for.
-    bad += [f"no rank asks for {k}" for k, v in stored.objects.items() if k not in asked and v is not None and ".core_attention." not in k]
+    bad += [f"no rank asks for {k}" for k, v in stored.objects.items() if k not in asked and v is not None and ".core_attention." not in k and not k.startswith("mtp.")]
     note = f" ({defect} of them lost by ModelOpt's own restore)" if defect else ""
     if a.like:
         bad += quantizers(model, a.like)

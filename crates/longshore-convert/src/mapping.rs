@@ -264,10 +264,9 @@ impl Scope<'_> {
                 self.state(&format!("{mc}.{e}.{linear}"));
                 (format!("{}{mc}.{e}.{linear}.weight", self.mc), Region::all(len), shape.to_vec())
             } else {
-                self.out.objects.insert(
-                    format!("{}{mc}.{linear}._extra_state/shard_{e}_{experts}", self.mc),
-                    self.place,
-                );
+                self.out
+                    .objects
+                    .insert(format!("{}{mc}.{linear}._extra_state/shard_{e}_{experts}", self.mc), self.place);
                 let stacked = std::iter::once(experts).chain(shape.iter().copied()).collect();
                 (format!("{}{mc}.{linear}.weight", self.mc), Region::all(len).in_slot(e, experts), stacked)
             };

@@ -20,7 +20,7 @@ fn folder() -> PathBuf {
 fn model(precision: Precision, dt_min: Option<f32>, memory: Option<(u64, Demand)>) -> Result<Arc<Model<Cpu>>, Error> {
     let source = Source::open(&folder(), None, false).expect("the bundled model opens");
     let backend = Cpu::new(2, precision).expect("threads start");
-    Model::load(source, backend, &ModelOptions { dt_min, memory, threads: 2, quant: None })
+    Model::load(source, backend, &ModelOptions { dt_min, memory, threads: 2, quant: None, packed: false })
 }
 
 #[derive(serde::Deserialize)]

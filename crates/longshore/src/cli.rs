@@ -120,6 +120,9 @@ pub(crate) struct ConvertArgs {
     /// Format to write: hf (safetensors) or torch_dist [default: the other one than SRC]
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     pub(crate) to: Option<Target>,
+    /// Store packed weights (FP8, NVFP4, MX, INT4, INT8) as the values that they stand for
+    #[arg(long)]
+    pub(crate) dequantize: bool,
     #[command(flatten)]
     pub(crate) megatron: MegatronArgs,
     #[command(flatten)]
@@ -207,9 +210,6 @@ pub(crate) struct WriteArgs {
     /// Threads [default: one per processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
-    /// Store packed weights (FP8, NVFP4, MX, INT4, INT8) as the values that they stand for
-    #[arg(long)]
-    pub(crate) dequantize: bool,
     /// Leave out tensors that the architecture does not name; each is reported
     #[arg(long)]
     pub(crate) allow_unmapped: bool,

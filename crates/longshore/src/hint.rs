@@ -1,9 +1,9 @@
 //! Advice for errors: what to do, apart from what is wrong.
 
+use crate::calibration::CalibrationError;
 use crate::error::UsageError;
 use longshore_ckpt::Error as Checkpoint;
 use longshore_convert::{Error, Problem};
-use crate::calibration::CalibrationError;
 use longshore_infer::chat::ChatError;
 use longshore_infer::error::Error as Engine;
 use std::io::ErrorKind;

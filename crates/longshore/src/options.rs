@@ -211,8 +211,11 @@ pub(crate) fn quantize(
         ..WriteArgs::default()
     };
     match target {
-        Target::TorchDist => import_options(&args.megatron, &write, env, stored),
+        Target::TorchDist => import_options(&args.megatron, &write, env, stored, false),
         Target::Hf => {
+            if args.output.to == Some(Target::Hf) {
+                refuse(&megatron_flags(&args.megatron), "a Hugging Face")?;
+            }
             let base = write.base.clone().map(|value| Given { value, origin: Origin::Flag });
             export_options(&write, base, args.what.compat, env)
         }
@@ -236,9 +239,13 @@ pub(crate) fn convert(
     target: Format,
 ) -> Result<WriteOptions, UsageError> {
     match (source.1, target) {
-        (Format::Safetensors, Format::TorchDist) => import_options(&args.megatron, &args.write, env, None),
+        (Format::Safetensors, Format::TorchDist) => {
+            import_options(&args.megatron, &args.write, env, None, args.dequantize)
+        }
         (Format::TorchDist, Format::Safetensors) => {
-            refuse(&megatron_flags(&args.megatron), "a Hugging Face")?;
+            let mut flags = megatron_flags(&args.megatron);
+            flags.extend(args.dequantize.then_some("--dequantize"));
+            refuse(&flags, "a Hugging Face")?;
             let base = args.write.base.clone().map(|value| Given { value, origin: Origin::Flag });
             export_options(&args.write, base, None, env)
         }
@@ -273,6 +280,7 @@ fn import_options(
     w: &WriteArgs,
     env: &Env,
     stored: Option<SpecName>,
+    dequantize: bool,
 ) -> Result<WriteOptions, UsageError> {
     refuse(&w.vocab_size.map(|_| "--vocab-size").into_iter().collect::<Vec<_>>(), "a torch_dist")?;
     let mut extra = Extra::parse(env.text("MLM_EXTRA_ARGS")?.unwrap_or_default())?;
@@ -300,7 +308,7 @@ fn import_options(
         make_vocab_size_divisible_by,
         iteration: c.pick("iteration", m.iteration.map(Some), None, None),
         core_attention_states: core_attention_states(c.pick("mcore", m.mcore.clone().map(Some), None, None))?,
-        dequantize: c.pick("dequantize", w.dequantize.then_some(true), None, false),
+        dequantize: c.pick("dequantize", dequantize.then_some(true), None, false),
         allow_unmapped: c.pick("allow-unmapped", w.allow_unmapped.then_some(true), None, false),
         base: c.pick("base", w.base.clone().map(Some), None, None),
         max_file_size: c.pick("max-file-size", w.max_file_size.map(Some), None, None),

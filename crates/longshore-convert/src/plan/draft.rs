@@ -39,8 +39,7 @@ pub(super) struct Draft<'a> {
 impl Draft<'_> {
     /// The plan. `options` are what the user asked for; they are part of its fingerprint.
     pub(super) fn finish(self, options: &impl Serialize) -> Result<Plan> {
-        let Self { target, catalog, destination, inner, config, mapping, recipes, files, small, mut notes, .. } =
-            self;
+        let Self { target, catalog, destination, inner, config, mapping, recipes, files, small, mut notes, .. } = self;
         let identities = identities(&catalog)?;
         let (fingerprint, staging_id) = fingerprints(&catalog, options, &small, &identities)?;
         let casts = cast_notes(&recipes, self.casts_checked, &mut notes);

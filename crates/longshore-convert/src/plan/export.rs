@@ -4,7 +4,8 @@ use super::companions::Links;
 use super::draft::{Draft, unmapped};
 use super::layout::safetensors_files;
 use super::{
-    Content, Note, NoteKind, Plan, Quantized, SmallFile, already_quantized, companions, inexact_elements, is_widening, model_error, open_all,
+    Content, Note, NoteKind, Plan, Quantized, SmallFile, already_quantized, companions, inexact_elements, is_widening,
+    model_error, open_all,
 };
 use crate::arch::SpecKeys;
 use crate::compare::surplus;
@@ -88,7 +89,8 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
 
     let mut small = match &folder {
         Some(folder) => {
-            let links = if options.base.is_some() || direction == Direction::Import { Links::Follow } else { Links::Refuse };
+            let links =
+                if options.base.is_some() || direction == Direction::Import { Links::Follow } else { Links::Refuse };
             companions::collect(folder, "", links)?
         }
         None => {
@@ -108,8 +110,7 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
     };
     if let Some((quantization, calibrated)) = applied {
         let form = HfForm { compat_modelopt: options.compat_modelopt };
-        recipes =
-            overlay::hugging_face(recipes, &mapping, quantization, calibrated, form).map_err(Error::Refused)?;
+        recipes = overlay::hugging_face(recipes, &mapping, quantization, calibrated, form).map_err(Error::Refused)?;
         describe(&mut small, quantization, &mapping, form)?;
     }
     let (files, index) = safetensors_files(&recipes, options.max_file_size, applied.is_some());
@@ -161,7 +162,17 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
         let Model { config, architecture, folder, notes } = model;
         let mapping = (architecture.mapping)(&config, &SpecKeys::CANONICAL, config.vocab_size);
         let (recorded, direction) = (BTreeMap::new(), Direction::Import);
-        return Ok(Opened { folder, config, mapping, direction, notes, problems: Vec::new(), recorded, settled: true, stored: None });
+        return Ok(Opened {
+            folder,
+            config,
+            mapping,
+            direction,
+            notes,
+            problems: Vec::new(),
+            recorded,
+            settled: true,
+            stored: None,
+        });
     }
     let manifest = read_manifest(&catalog.folder)?;
     let mut model = Model::from_torch_dist(catalog, options.base.as_deref())?;

@@ -136,7 +136,11 @@ fn source_position(recipe: &Recipe, rect: &Rect) -> u64 {
 
 /// The data files of a Hugging Face folder in release layout, and the index where there are several. Packed weights stay
 /// beside their scales (`in_order`), so that a weight is read once for both.
-pub(super) fn safetensors_files(recipes: &[Recipe], max_file_size: u64, in_order: bool) -> (Vec<OutFile>, Option<Vec<u8>>) {
+pub(super) fn safetensors_files(
+    recipes: &[Recipe],
+    max_file_size: u64,
+    in_order: bool,
+) -> (Vec<OutFile>, Option<Vec<u8>>) {
     let mut shards: Vec<Vec<usize>> = Vec::new();
     let mut size = 0;
     for (index, recipe) in recipes.iter().enumerate() {

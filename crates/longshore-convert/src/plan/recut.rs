@@ -1,9 +1,9 @@
 //! torch_dist → torch_dist: the tensors of one layout of keys as those of another.
 
+use crate::Result;
 use crate::mapping::Mapping;
 use crate::region::Region;
 use crate::resolve::{Direction, DtypeRule, OpenFiles, Part, Recipe, Resolved, locate, resolve};
-use crate::Result;
 use longshore_ckpt::{Catalog, Dtype};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,8 @@ pub(crate) fn recut(stored: &Mapping, target: &Mapping, catalog: &Catalog, dtype
     if let Err(bad) = target.check() {
         out.problems.extend(bad.into_iter().map(|(tensor, what)| crate::Problem::Cover { tensor, what }));
     }
-    let hf: BTreeMap<String, Recipe> = std::mem::take(&mut out.recipes).into_iter().map(|r| (r.name.clone(), r)).collect();
+    let hf: BTreeMap<String, Recipe> =
+        std::mem::take(&mut out.recipes).into_iter().map(|r| (r.name.clone(), r)).collect();
     if !out.problems.is_empty() {
         return Ok(out);
     }

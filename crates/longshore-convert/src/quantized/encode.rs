@@ -286,6 +286,15 @@ impl Encoding {
     }
 }
 
+/// The magnitude that a linear shares, as far as an encoder knows it.
+#[derive(Clone, Copy)]
+enum Shared {
+    Unknown,
+    /// No stage has one.
+    None,
+    Known(f32),
+}
+
 /// Produces the bytes of one output of an encoding, front to back.
 pub(crate) struct Encoder<'a> {
     encoding: &'a Encoding,
@@ -293,7 +302,7 @@ pub(crate) struct Encoder<'a> {
     output: Output,
     bands: Bands<'a>,
     stored: Vec<Option<Rows<'a>>>,
-    shared: Option<Option<f32>>,
+    shared: Shared,
     ready: Vec<u8>,
     at: usize,
     other: Vec<u8>,
@@ -305,7 +314,17 @@ impl<'a> Encoder<'a> {
         let schemes = encoding.schemes();
         let bands = Bands::new(&encoding.weight, pack::band_rows(&schemes) as u64);
         let stored = encoding.stages.iter().map(|stage| stage.stored.as_ref().map(Rows::new)).collect();
-        Self { encoding, schemes, output, bands, stored, shared: None, ready: Vec::new(), at: 0, other: Vec::new() }
+        Self {
+            encoding,
+            schemes,
+            output,
+            bands,
+            stored,
+            shared: Shared::Unknown,
+            ready: Vec::new(),
+            at: 0,
+            other: Vec::new(),
+        }
     }
 
     /// Fills `out` with the next bytes.
@@ -327,11 +346,10 @@ impl<'a> Encoder<'a> {
     /// Computes the bytes of the next band, or all of them where they do not depend on the rows.
     fn produce(&mut self, files: &[ReadFile]) -> Result<()> {
         let weight = &self.encoding.weight;
-        let shared = match self.shared {
-            Some(shared) => shared,
-            None if self.output == Output::Scaled => None,
-            None => *self.shared.insert(self.encoding.shared_value(files)?),
-        };
+        if let (Shared::Unknown, true) = (self.shared, self.output != Output::Scaled) {
+            self.shared = self.encoding.shared_value(files)?.map_or(Shared::None, Shared::Known);
+        }
+        let shared = if let Shared::Known(value) = self.shared { Some(value) } else { None };
         let of_tensor = |scheme: Scheme| is_shared(scheme) && !matches!(scheme, Scheme::Nvfp4Static { .. });
         match (self.output, shared) {
             (Output::Amax(stage, dtype), Some(value)) if of_tensor(self.schemes[stage]) => {

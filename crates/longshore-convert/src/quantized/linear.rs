@@ -229,7 +229,10 @@ mod tests {
             names(Naming::MegatronLocal, Role::Input),
             ["decoder.layers.3.mlp.experts.local_experts.2.linear_fc1.input_quantizer"]
         );
-        assert_eq!(names(Naming::MegatronTe, Role::Weight), ["decoder.layers.3.mlp.experts.linear_fc1.weight_quantizer.2"]);
+        assert_eq!(
+            names(Naming::MegatronTe, Role::Weight),
+            ["decoder.layers.3.mlp.experts.linear_fc1.weight_quantizer.2"]
+        );
         assert_eq!(names(Naming::MegatronTe, Role::Input), ["decoder.layers.3.mlp.experts.linear_fc1.input_quantizer"]);
         assert_eq!(
             names(Naming::HuggingFace, Role::Weight),

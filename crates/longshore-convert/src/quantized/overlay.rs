@@ -4,8 +4,8 @@ mod megatron;
 
 pub use megatron::megatron;
 
-use super::linear::Linear;
 use super::encode::{Encoding, Output, SharedAmax, Stage, Weight, is_shared, packed_dtype};
+use super::linear::Linear;
 use super::{BlockShares, Calibrated, QuantLinear, Quantization};
 use crate::error::Problem;
 use crate::mapping::{Declared, Mapping};
@@ -35,10 +35,8 @@ pub fn hugging_face(
     form: HfForm,
 ) -> Result<Vec<Recipe>, Vec<Problem>> {
     let mut problems = Vec::new();
-    let by_name: BTreeMap<String, Arc<Recipe>> = recipes
-        .iter()
-        .map(|r| (r.name.clone(), Arc::new(Recipe { dtype: r.source_dtype(), ..r.clone() })))
-        .collect();
+    let by_name: BTreeMap<String, Arc<Recipe>> =
+        recipes.iter().map(|r| (r.name.clone(), Arc::new(Recipe { dtype: r.source_dtype(), ..r.clone() }))).collect();
     let regions: BTreeMap<&str, (&str, &Region)> =
         mapping.ties.iter().map(|t| (t.hf.0.as_str(), (t.mc.0.as_str(), &t.mc.1))).collect();
     let mut replaced: BTreeMap<String, Vec<Recipe>> = BTreeMap::new();
@@ -51,10 +49,8 @@ pub fn hugging_face(
             continue;
         };
         let columns = calibrated.columns(&q.linear.module);
-        let weights: Vec<Arc<Weight>> = found
-            .iter()
-            .map(|recipe| Arc::new(Weight::of(&[Arc::clone(recipe)]).scaled(columns.clone())))
-            .collect();
+        let weights: Vec<Arc<Weight>> =
+            found.iter().map(|recipe| Arc::new(Weight::of(&[Arc::clone(recipe)]).scaled(columns.clone()))).collect();
         let shared = Arc::new(match calibrated.weight_amax(&q.linear.module) {
             Some(value) => SharedAmax::known(value),
             None => searched(SharedAmax::new(weights.clone()), q, calibrated),
@@ -77,7 +73,8 @@ pub fn hugging_face(
             let (Some(amax), Some(recipe)) = (kv.amax(calibrated, of), recipe) else { continue };
             let scale = amax / kv.max_value(of);
             let scale = if form.compat_modelopt { scale.max(1.0) } else { scale };
-            let tensor = constant(format!("{hf}.{suffix}"), Dtype::Float32, &[1], &scale.to_le_bytes(), &recipe.declared);
+            let tensor =
+                constant(format!("{hf}.{suffix}"), Dtype::Float32, &[1], &scale.to_le_bytes(), &recipe.declared);
             let name = format!("{hf}.weight");
             let plain = || vec![recipes.iter().find(|r| r.name == name).cloned()].into_iter().flatten().collect();
             replaced.entry(name.clone()).or_insert_with(plain).push(tensor);
@@ -121,7 +118,9 @@ fn is_whole(scheme: Scheme) -> bool {
 /// The shares of the blocks that belong to a weight's rows.
 fn shares_of(clipped: &BlockShares, region: Option<&Region>, linear: &Linear) -> BlockShares {
     let per_row = clipped.index.len() as u64 / linear.rows.max(1);
-    let Some(region) = region.and_then(|region| region.with_row_len(linear.cols, per_row)) else { return clipped.clone() };
+    let Some(region) = region.and_then(|region| region.with_row_len(linear.cols, per_row)) else {
+        return clipped.clone();
+    };
     let runs = region.runs().flat_map(|run| clipped.index[run.start as usize..run.end as usize].iter().copied());
     BlockShares { shares: Arc::clone(&clipped.shares), index: runs.collect() }
 }
@@ -189,7 +188,8 @@ fn packed(
     {
         let bytes = scale.to_le_bytes();
         // As the reference shapes them.
-        let shape: &[u64] = if matches!(scheme, Scheme::Nvfp4 { .. } | Scheme::Nvfp4Static { .. }) { &[] } else { &[1] };
+        let shape: &[u64] =
+            if matches!(scheme, Scheme::Nvfp4 { .. } | Scheme::Nvfp4Static { .. }) { &[] } else { &[1] };
         tensors.push(constant(format!("{module}.input_scale"), Dtype::Float32, shape, &bytes, &recipe.declared));
     }
     if let Some(scale) = calibrated.pre_quant_scales.get(module_key) {

@@ -2,17 +2,17 @@
 //!
 //! Whose tensors they are is told by their names (`weight_scale`, `weight_scale_2`, `weight_scale_inv`, `input_scale`,
 //! `pre_quant_scale`, `k_scale`, `v_scale`), how they are packed by dtypes and shapes; what happens to the inputs is told by
-//! the config's `quant_algo`. [`take`] removes all of it from a catalog and leaves plain weights in its place; whatever
+//! the config's `quant_algo`. `take` removes all of it from a catalog and leaves plain weights in its place; whatever
 //! reads one of these then gets the values, row by row ([`Packed::read`]).
 
 use super::linear::{Linear, Naming, linears};
 use super::{Calibrated, KvQuantizers, QuantLinear, Quantization, WeightAmax};
+use crate::Result;
 use crate::config::LayerSpec;
 use crate::config::json;
 use crate::error::Problem;
 use crate::model::Model;
 use crate::resolve::{OpenFiles, Recipe, SourceTensor, locate};
-use crate::Result;
 use longshore_ckpt::fs::{self, ReadFile};
 use longshore_ckpt::{Catalog, Dtype, Rect};
 use longshore_quant::unpack::{Encoding, unpack};
@@ -68,7 +68,13 @@ impl Packed {
 }
 
 /// The bytes of rows `first..last` of a tensor that is stored in one piece and has a share for each of `rows` rows.
-fn part(tensor: &SourceTensor, files: &[ReadFile], rows: u64, first: u64, last: u64) -> longshore_ckpt::Result<Vec<u8>> {
+fn part(
+    tensor: &SourceTensor,
+    files: &[ReadFile],
+    rows: u64,
+    first: u64,
+    last: u64,
+) -> longshore_ckpt::Result<Vec<u8>> {
     let Some((_, extent)) = tensor.chunks.first() else { return Ok(Vec::new()) };
     let share = |row: u64| extent.len * row / rows.max(1);
     let mut bytes = vec![0; (share(last) - share(first)) as usize];
@@ -148,8 +154,7 @@ pub(crate) fn take(catalog: &mut Catalog, model: &Model, config: Option<&Value>)
         }
     }
     catalog.tensors.retain(|name, _| !is_scale(name));
-    let quantization =
-        Quantization { naming: Naming::HuggingFace, linears: quantized, kv, warnings: Vec::new() };
+    let quantization = Quantization { naming: Naming::HuggingFace, linears: quantized, kv, warnings: Vec::new() };
     Ok(Some(PackedFolder { weights, quantization, calibrated, problems }))
 }
 
@@ -197,7 +202,8 @@ impl Reader<'_> {
             self.problem(name, format!("expected 1 to {most} floats, found {} of {}", count, tensor.dtype));
             return Ok(None);
         }
-        let read = |file, offset, bytes: &mut [u8]| ReadFile::open(&self.catalog.path(file))?.read_exact_at(offset, bytes);
+        let read =
+            |file, offset, bytes: &mut [u8]| ReadFile::open(&self.catalog.path(file))?.read_exact_at(offset, bytes);
         let values = super::state::stored_values(&tensor, read)?;
         if values.iter().any(|v| !v.is_finite() || *v < 0.0) {
             self.problem(name, "expected finite values from 0");
@@ -223,7 +229,7 @@ impl Reader<'_> {
             if let Some(scale) = self.values(&format!("{hf}.pre_quant_scale"), 1 << 20)? {
                 calibrated.pre_quant_scales.insert(linear.module.clone(), scale.into());
             }
-            scheme = found.1.clone();
+            scheme.clone_from(&found.1);
             weights.push(found.2);
             self.weights.insert(name, Arc::new(found.0));
         }
@@ -270,14 +276,26 @@ impl Reader<'_> {
             return Ok(None);
         };
         let shape: Vec<u64> = scale.shape.iter().copied().filter(|&n| n != 1).collect();
-        let per_row = |rows: u64| (scale.shape.first() == Some(&rows)).then(|| scale.shape.iter().skip(1).product::<u64>());
-        let blocks = |rows: u64| per_row(rows).filter(|&n| n > 0 && cols.is_multiple_of(n)).map(|n| (cols / n) as usize);
+        let per_row =
+            |rows: u64| (scale.shape.first() == Some(&rows)).then(|| scale.shape.iter().skip(1).product::<u64>());
+        let blocks =
+            |rows: u64| per_row(rows).filter(|&n| n > 0 && cols.is_multiple_of(n)).map(|n| (cols / n) as usize);
         let whole = scale.shape.iter().product::<u64>() == 1;
-        let square = |n: u64| shape == [stored_rows.div_ceil(n), cols.div_ceil(n)].map(|n| n).iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
+        let square = |n: u64| {
+            shape
+                == [stored_rows.div_ceil(n), cols.div_ceil(n)]
+                    .map(|n| n)
+                    .iter()
+                    .copied()
+                    .filter(|&n| n != 1)
+                    .collect::<Vec<_>>()
+        };
         let found = match (weight.dtype, scale.dtype) {
-            (Dtype::Float8E4m3, Dtype::Float32 | Dtype::Bfloat16) if is_inverse && square(128) => {
-                Some((Encoding::Fp8ScaleInv { rows: 128, cols: 128 }, Scheme::Fp8(Granularity::Square(128)), stored_rows))
-            }
+            (Dtype::Float8E4m3, Dtype::Float32 | Dtype::Bfloat16) if is_inverse && square(128) => Some((
+                Encoding::Fp8ScaleInv { rows: 128, cols: 128 },
+                Scheme::Fp8(Granularity::Square(128)),
+                stored_rows,
+            )),
             (Dtype::Float8E4m3, Dtype::Float32) if whole => {
                 Some((Encoding::Fp8, Scheme::Fp8(Granularity::Tensor), stored_rows))
             }
@@ -378,10 +396,9 @@ fn input_scheme(weight: &[Scheme], has_scale: bool, algo: &str) -> Option<Scheme
     let fp8 = Scheme::Fp8(Granularity::Tensor);
     match (weight.first()?, has_scale) {
         (_, true) if algo.starts_with("W4A8") => Some(fp8),
-        (Scheme::Fp8(_), true) => Some(fp8),
         (Scheme::Int8(_), true) => Some(Scheme::Int8(Granularity::Tensor)),
         (Scheme::Nvfp4 { .. }, true) => Some(Scheme::Nvfp4 { block: 16 }),
-        (Scheme::Int4 { .. } | Scheme::Mx(_), true) => Some(fp8),
+        (Scheme::Fp8(_) | Scheme::Int4 { .. } | Scheme::Mx(_), true) => Some(fp8),
         (Scheme::Fp8(Granularity::Channel), false) if algo == "FP8_PER_CHANNEL_PER_TOKEN" => {
             Some(Scheme::Fp8(Granularity::Token))
         }

@@ -159,7 +159,8 @@ fn a_mixture_of_formats_is_modelopts_byte_for_byte() {
     let (ours, theirs) = (tensors(&out.path().join("hf")), tensors(&folder.join("export")));
     assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
     // Scales of inputs have the shape of the Megatron export, `[1]`, and here that of the other, `[]`.
-    let bytes = |all: &Tensors| all.iter().map(|(k, (d, _, b))| (k.clone(), (*d, b.clone()))).collect::<BTreeMap<_, _>>();
+    let bytes =
+        |all: &Tensors| all.iter().map(|(k, (d, _, b))| (k.clone(), (*d, b.clone()))).collect::<BTreeMap<_, _>>();
     let (ours, theirs) = (bytes(&ours), bytes(&theirs));
     let differing: Vec<&String> = ours.keys().filter(|name| ours[*name] != theirs[*name]).collect();
     assert_eq!(differing, [] as [&String; 0]);
@@ -183,7 +184,8 @@ fn what_is_written_for_megatron_is_read_back() {
         // Values that bfloat16 holds; experts share theirs.
         for (i, q) in quantization.linears.iter().enumerate().filter(|(_, q)| q.input_scheme.is_some()) {
             let value = if q.linear.expert.is_some() { 3.5 } else { 1.0 + i as f32 / 8.0 };
-            let has_amax = !matches!(q.input_scheme, Some(Scheme::Mx(_)) | Some(Scheme::Fp8(longshore_quant::Granularity::Token)));
+            let has_amax =
+                !matches!(q.input_scheme, Some(Scheme::Mx(_) | Scheme::Fp8(longshore_quant::Granularity::Token)));
             if has_amax {
                 calibrated.inputs.insert(q.linear.module.clone(), value);
             }
@@ -260,7 +262,8 @@ fn packed_weights_are_read_as_the_values_they_stand_for() {
             continue;
         }
         packed(&base, name, &out.path().join("hf"));
-        let (source, plain) = (Source::open(&out.path().join("hf"), None, false).unwrap(), Source::open(&base, None, false).unwrap());
+        let (source, plain) =
+            (Source::open(&out.path().join("hf"), None, false).unwrap(), Source::open(&base, None, false).unwrap());
         let (mut signal, mut noise) = (0.0, 0.0);
         for tensor in [
             "decoder.layers.0.mixer.in_proj.weight.dt",
@@ -320,7 +323,8 @@ fn what_cannot_be_quantized_is_refused_before_anything_is_written() {
     // Rows that are no multiple of 128.
     let config = QuantConfig::named("FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG").unwrap();
     let found = Quantization::decide(&model, Naming::HuggingFace, &config).unwrap_err();
-    let names: Vec<&str> = found.iter().map(|p| if let Problem::Quantize { tensor, .. } = p { tensor } else { "" }).collect();
+    let names: Vec<&str> =
+        found.iter().map(|p| if let Problem::Quantize { tensor, .. } = p { tensor } else { "" }).collect();
     assert!(names.contains(&"decoder.layers.0.mixer.in_proj"), "{names:?}");
     // Quantized already, in both formats.
     packed(&base, "FP8_DEFAULT_CFG", &out.path().join("hf"));
@@ -329,7 +333,8 @@ fn what_cannot_be_quantized_is_refused_before_anything_is_written() {
     let quantized = Quantized { quantization: &quantization, calibrated: &calibrated, config: &config };
     let again = plan_quantized_export(&out.path().join("hf"), &out.path().join("x"), &export_options(), &quantized);
     assert!(again.unwrap_err().to_string().contains("quantized already"));
-    let again = plan_quantized_import(&out.path().join("hf"), &out.path().join("x"), &import_options(SpecName::Te), &quantized);
+    let again =
+        plan_quantized_import(&out.path().join("hf"), &out.path().join("x"), &import_options(SpecName::Te), &quantized);
     assert!(again.unwrap_err().to_string().contains("quantized already"));
     // A weight that is not a number: the tensor is named, and nothing is published.
     let broken = out.path().join("broken");

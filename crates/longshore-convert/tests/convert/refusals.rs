@@ -38,7 +38,14 @@ pub(crate) fn import_options() -> ImportOptions {
 
 fn export_options() -> ExportOptions {
     let dtype = DtypeChoice::Keep;
-    ExportOptions { base: None, dtype, vocab_size: None, allow_unmapped: false, max_file_size: 1 << 30, compat_modelopt: false }
+    ExportOptions {
+        base: None,
+        dtype,
+        vocab_size: None,
+        allow_unmapped: false,
+        max_file_size: 1 << 30,
+        compat_modelopt: false,
+    }
 }
 
 impl Case {

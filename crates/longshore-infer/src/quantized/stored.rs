@@ -2,9 +2,9 @@
 
 use super::{LinearQuant, QuantState, RoutedFc2, WeightQuant, WeightStage};
 use crate::error::Result;
+use longshore_ckpt::Format;
 use longshore_convert::quantized::{Calibrated, QuantLinear, Quantization, WeightAmax};
 use longshore_convert::source::Source;
-use longshore_ckpt::Format;
 use longshore_quant::{Amax, Element, Scheme};
 
 impl QuantState {

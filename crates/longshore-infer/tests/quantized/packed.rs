@@ -75,8 +75,8 @@ fn greedy(model: &Arc<Model<Cpu>>, prompt: &[u32], tokens: usize) -> Vec<u32> {
     let (mut sequence, mut out, mut ids) = (Sequence::new(), Vec::new(), prompt.to_vec());
     for i in 0..tokens {
         let run = Run { sequence: &mut sequence, ids: &ids, prefill: i == 0, keep_trail: false };
-        let logits = model.step(&mut [run], Positions::Last).unwrap().logits;
-        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+        let logits = model.step(&mut [run], Positions::Last).expect("the model runs").logits;
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("a vocabulary");
         ids = vec![best as u32];
         out.push(best as u32);
     }

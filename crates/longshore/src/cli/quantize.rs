@@ -29,6 +29,7 @@ pub(crate) struct QuantizeArgs {
 }
 
 /// What is quantized how.
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Quantization")]
 pub(crate) struct WhatArgs {

@@ -8,8 +8,8 @@ mod shown;
 
 use super::{Answer, lint, write};
 use crate::calibration::{self, Pieces};
-use crate::cli::quantize::{Fc2Amax, QuantizeArgs};
 use crate::cli::Target;
+use crate::cli::quantize::{Fc2Amax, QuantizeArgs};
 use crate::engine::Opened;
 use crate::error::UsageError;
 use crate::locate;
@@ -20,7 +20,7 @@ use longshore_ckpt::Format;
 use longshore_convert::plan::Quantized;
 use longshore_convert::quantized::linear::Naming;
 use longshore_convert::quantized::{Calibrated, Quantization};
-use longshore_convert::{Error, Plan, run, SpecName, plan_quantized_export, plan_quantized_import};
+use longshore_convert::{Error, Plan, SpecName, plan_quantized_export, plan_quantized_import, run};
 use longshore_quant::config::{Method, QuantConfig};
 use longshore_quant::search::Search;
 use serde_json::json;
@@ -51,7 +51,7 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
     let config = config::read(&args.what, env)?;
     let [source, destination] = options::quantize_paths(args, env)?;
     let opened = Opened::new(&source.value, &args.engine, env, report)?;
-    let jobs = jobs(args, env, &opened, source, destination)?;
+    let jobs = jobs(args, env, &opened, &source, destination)?;
     let naming = naming(&jobs, &opened);
     let quantization = Quantization::decide(&opened.source.model, naming, &config).map_err(Error::Refused)?;
     let nothing = Calibrated::default();
@@ -127,7 +127,7 @@ fn jobs(
     args: &QuantizeArgs,
     env: &Env,
     opened: &Opened,
-    source: Given<PathBuf>,
+    source: &Given<PathBuf>,
     destination: Given<PathBuf>,
 ) -> Result<Vec<Job>> {
     let folder = opened.source.catalog.folder.clone();

@@ -59,7 +59,12 @@ pub(super) fn run(command: &str, paths: &Paths, options: &WriteOptions, report: 
 }
 
 /// Writes what is planned and says so.
-pub(super) fn execute_plan(plan: &Plan, options: &WriteOptions, started: Instant, report: &Report) -> Result<run::Report> {
+pub(super) fn execute_plan(
+    plan: &Plan,
+    options: &WriteOptions,
+    started: Instant,
+    report: &Report,
+) -> Result<run::Report> {
     let progress = ProgressBar::new(report)?;
     let run = RunOptions { threads: options.threads, force: options.force };
     let result = progress.finish(execute(plan, &run, &progress))?;

@@ -8,6 +8,7 @@ mod generate;
 mod harness;
 mod inspect;
 mod logits;
+mod quantize;
 mod refused;
 mod usage;
 mod variant;

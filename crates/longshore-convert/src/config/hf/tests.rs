@@ -116,7 +116,7 @@ fn a_field_that_is_not_supported_is_refused_by_its_name() {
     let refused = json!({
         "use_bias": true, "mlp_bias": true, "use_conv_bias": false, "mamba_conv_bias": false, "block_configs": [{}],
         "mlp_hidden_act": "silu", "mamba_hidden_act": "gelu", "n_shared_experts": 2, "sliding_window": 4096,
-        "quantization_config": {}, "intermediate_size": [96], "moe_intermediate_size": [32, 48],
+        "intermediate_size": [96], "moe_intermediate_size": [32, 48],
         "architectures": ["NemotronHPuzzleForCausalLM"], "hybrid_override_pattern": "MEGGE", "torch_dtype": "bf16",
         "tie_word_embeddings": 1, "hidden_size": 0, "vocab_size": 2_147_483_648_u64, "conv_kernel": 4.0,
         "routed_scaling_factor": -1, "time_step_limit": [0.0], "num_hidden_layers": 6, "n_group": 3, "topk_group": 2,

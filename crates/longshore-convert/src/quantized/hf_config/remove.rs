@@ -31,7 +31,8 @@ pub fn remove(config_json: &str) -> Option<String> {
             }
             b',' if depth == 1 => match begin {
                 Some(begin) => {
-                    let next = bytes[at + 1..].iter().position(|b| !b.is_ascii_whitespace()).map_or(at + 1, |n| at + 1 + n);
+                    let next =
+                        bytes[at + 1..].iter().position(|b| !b.is_ascii_whitespace()).map_or(at + 1, |n| at + 1 + n);
                     return Some(format!("{}{}", &config_json[..begin], &config_json[next..]));
                 }
                 None => previous_comma = Some(at),

@@ -1,6 +1,6 @@
 //! The Megatron side.
 
-use super::{constant, bytes_of, is_whole, searched, stages};
+use super::{bytes_of, constant, is_whole, searched, stages};
 use crate::error::Problem;
 use crate::mapping::Mapping;
 use crate::quantized::encode::{Encoding, Output, SharedAmax, Weight};

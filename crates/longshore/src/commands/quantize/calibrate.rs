@@ -68,10 +68,13 @@ pub(super) fn run(
         show(report, started, layer + 1, layers);
     }
     let calibration = calibrator.finish()?;
-    report.live("");
-    let took = started.elapsed().as_secs_f64();
-    let rate = tokens as f64 / took;
-    let text = format!("{} in {} ({} tokens/s)", counted(layers as u64, "layer"), seconds(took), count(rate as u64));
+    if report.progress() == Live::Redraw {
+        report.live("");
+    }
+    let took = started.elapsed();
+    let rate = tokens as u128 * 1000 / took.as_millis().max(1);
+    let time = seconds(took.as_secs_f64());
+    let text = format!("{} in {time} ({} tokens/s)", counted(layers as u64, "layer"), count(rate as u64));
     report.status("Calibrated", &text);
     let mut calibrated = magnitudes(&calibration, quantization, fc2_weighted);
     calibrated.inputs.append(&mut scaled.inputs);
@@ -84,10 +87,9 @@ fn show(report: &Report, started: Instant, done: usize, layers: usize) {
     let left = started.elapsed().as_secs_f64() / done as f64 * (layers - done) as f64;
     let text = format!("layer {done} of {layers}, {} left", seconds(left));
     match report.progress() {
-        Live::Off => {}
         Live::Redraw => report.live(&format!("Calibrating  {text}")),
         Live::Lines if done * 10 / layers > (done - 1) * 10 / layers => report.status("Calibrating", &text),
-        Live::Lines => {}
+        Live::Off | Live::Lines => {}
     }
 }
 

@@ -1,0 +1,102 @@
+//! `longshore quantize`, `export` and `lint` of what it writes.
+
+use crate::harness::{Dir, model};
+
+fn source() -> String {
+    model().to_str().expect("UTF-8").to_owned()
+}
+
+const FEW: [&str; 4] = ["--calib-size", "3", "--calib-seq", "48"];
+
+#[test]
+fn a_quantized_checkpoint_is_exported_linted_verified_and_run() {
+    let dir = Dir::new();
+    let said =
+        dir.ok(
+            &[&["quantize", &source(), "mc", "--quant-cfg", "FP8_DEFAULT_CFG", "--kv-cache", "fp8"], &FEW[..]].concat()
+        );
+    for part in [
+        "88 of 89 linears quantized, keys and values fp8",
+        "Calibrated  12 layers",
+        "KL(source || result)",
+        "Born in California",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    dir.ok(&["verify", "mc"]);
+    dir.ok(&["export", "mc", "hf"]);
+    dir.ok(&["verify", "hf"]);
+    let linted = dir.json(&["lint", "hf"]);
+    assert_eq!(linted["accepted"], true, "{linted}");
+    for name in ["mc", "hf"] {
+        let text = dir.ok(&["generate", name, "Once upon a time", "--max-new", "8", "-q"]);
+        assert!(text.len() > 20, "{name}: {text}");
+    }
+    let config = std::fs::read_to_string(dir.path("hf/config.json")).expect("a config");
+    assert!(config.contains("\"quant_algo\": \"FP8\""), "{config}");
+}
+
+#[test]
+fn both_forms_of_one_calibration_hold_the_same() {
+    let dir = Dir::new();
+    let args = ["quantize", &source(), "mc", "--quant-cfg", "nvfp4", "--also-hf", "hf", "--skip-generate", "-q"];
+    dir.ok(&[&args[..], &FEW].concat());
+    dir.ok(&["export", "mc", "again", "-q"]);
+    let weights = |name: &str| std::fs::read(dir.path(name).join("model.safetensors")).expect("weights");
+    assert!(weights("hf") == weights("again"));
+    // The same command again finds its result.
+    let said =
+        dir.ok(
+            &[&["quantize", &source(), "mc", "--quant-cfg", "nvfp4", "--skip-generate", "--force"], &FEW[..]].concat()
+        );
+    assert!(said.contains("by an earlier run"), "{said}");
+}
+
+#[test]
+fn a_format_without_calibration_runs_no_model() {
+    let dir = Dir::new();
+    let said = dir.ok(&["quantize", &source(), "hf", "--quant-cfg", "mxfp8", "--to", "hf", "--skip-generate"]);
+    assert!(said.contains("nothing: the scales of this config are found in the weights"), "{said}");
+    dir.ok(&["convert", "hf", "mc", "--dequantize", "-q"]);
+    dir.ok(&["verify", "mc", "-q"]);
+}
+
+#[test]
+fn a_dry_run_shows_what_every_linear_gets() {
+    let dir = Dir::new();
+    let said = dir.ok(&["quantize", &source(), "mc", "--quant-cfg", "MAMBA_MOE_NVFP4_CONSERVATIVE_CFG", "--dry-run"]);
+    let line = |module: &str| said.lines().find(|l| l.contains(module)).unwrap_or_default().to_owned();
+    assert!(!line("decoder.layers.0.mixer.in_proj").contains("nvfp4"), "{said}");
+    assert!(line("mlp.experts.*.linear_fc1").contains("nvfp4/16"), "{said}");
+    assert!(!dir.path("mc").exists());
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_before_anything_is_written() {
+    let dir = Dir::new();
+    std::fs::write(dir.path("bad.jsonl"), "{\"text\": \"a\"}\n{\"text\": \n").expect("a file");
+    std::fs::write(dir.path("empty.jsonl"), "").expect("a file");
+    dir.ok(&["quantize", &source(), "hf", "--quant-cfg", "mxfp8", "--to", "hf", "--skip-generate", "-q"]);
+    for (args, said) in [
+        (vec![source().as_str(), "mc"], "--quant-cfg"),
+        (vec![source().as_str(), "mc", "--quant-cfg", "fp9"], "no quantization config is called `fp9`"),
+        (vec![source().as_str(), "mc", "--quant-cfg", "NVFP4_SVDQUANT_DEFAULT_CFG"], "not implemented"),
+        (vec![source().as_str(), "mc", "--quant-cfg", "fp8", "--calib", "bad.jsonl"], "bad.jsonl"),
+        (vec![source().as_str(), "mc", "--quant-cfg", "fp8", "--calib", "empty.jsonl"], "empty.jsonl"),
+        (vec!["hf", "mc", "--quant-cfg", "fp8"], "quantized already"),
+        (vec![source().as_str(), "mc", "--quant-cfg", "fp8", "--to", "hf", "--tp", "2"], "--tp"),
+    ] {
+        let text = dir.run(&[&["quantize"], &args[..]].concat());
+        assert!(text.starts_with("exit 2\n") && text.contains(said), "{args:?}: {text}");
+        assert!(!dir.path("mc").exists(), "{args:?}");
+    }
+}
+
+#[test]
+fn the_list_is_made_from_the_code() {
+    let list = Dir::new().json(&["quantize", "--list"]);
+    let configs = list["configs"].as_array().expect("configs");
+    assert!(configs.len() >= 39, "{}", configs.len());
+    let fp8 = configs.iter().find(|c| c["name"] == "FP8_DEFAULT_CFG").expect("FP8");
+    assert_eq!((&fp8["weights"], &fp8["inputs"]), (&"fp8".into(), &"fp8".into()));
+}
