@@ -30,7 +30,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let architecture = arch::find(&config.architecture).expect("hf::read knows only what the registry has");
     for norms in [NormKeys::Fused, NormKeys::Separate] {
-        let keys = SpecKeys { norms, norm_states: true, core_attention_states: true };
+        let keys = SpecKeys { norms, norm_states: true, core_attention_states: true, single_experts: false };
         let mapping = (architecture.mapping)(&config, &keys, config.vocab_size);
         assert!(mapping.mc.values().chain(mapping.hf.values()).all(|d| !d.shape.contains(&0)));
         // The check walks runs, so only tensors of few rows are checked here.
