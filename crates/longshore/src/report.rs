@@ -21,10 +21,13 @@ const HINT: &str = "\x1b[1;36m";
 const PLAIN: &str = "\x1b[0m";
 
 /// Where the output goes and how much of it there is.
+#[expect(clippy::struct_excessive_bools, reason = "each is a choice of its own")]
 #[derive(Debug)]
 pub(crate) struct Report {
     verbose: u8,
     quiet: bool,
+    /// A step of a larger command: not even data.
+    silent: bool,
     json: bool,
     color: bool,
     progress: Live,
@@ -58,12 +61,13 @@ impl Report {
             () => Live::Lines,
         };
         let Global { verbose, quiet, json, .. } = *global;
-        Self { verbose, quiet, json, color, progress, live: Mutex::new(false) }
+        Self { verbose, quiet, silent: false, json, color, progress, live: Mutex::new(false) }
     }
 
-    /// A report that says nothing but errors, for a step of a larger one.
+    /// A report that says nothing, for a step of a larger command.
     pub(crate) fn quietly(&self) -> Self {
-        Self { verbose: 0, quiet: true, progress: Live::Off, live: Mutex::new(false), ..*self }
+        let (silent, json) = (true, false);
+        Self { verbose: 0, quiet: true, silent, json, color: self.color, progress: Live::Off, live: Mutex::new(false) }
     }
 
     /// Whether one JSON object is the output.
@@ -141,8 +145,10 @@ impl Report {
     }
 
     /// Data for whatever reads stdout. The text ends its lines itself.
-    #[expect(clippy::unused_self, reason = "all output passes through a report")]
     pub(crate) fn data(&self, text: &str) -> std::io::Result<()> {
+        if self.silent {
+            return Ok(());
+        }
         stdout(&harmless(text))
     }
 

@@ -1,14 +1,15 @@
 //! `longshore demo`: the main job on the model that the repository bundles, there and back, a few sentences from it, and
-//! the proof that nothing changed.
+//! the proof that nothing changed; then quantized, exported and linted.
 
 use super::{Answer, inspect, verify as verify_command};
-use crate::cli::DemoArgs;
+use crate::cli::{Cli, DemoArgs};
 use crate::error::UsageError;
-use crate::options::threads;
+use crate::options::{Env, threads};
 use crate::progress_bar::ProgressBar;
 use crate::report::{Report, peak_memory};
 use crate::units::{bytes, count, counted, seconds};
 use anyhow::{Context, Result, ensure};
+use clap::Parser;
 use longshore_ckpt::fs::ReadFile;
 use longshore_ckpt::{Catalog, TensorInfo};
 use longshore_convert::diff::{DiffOptions, Tolerance, diff};
@@ -86,7 +87,30 @@ impl Demo<'_> {
         let catalog = Catalog::open(self.source)?;
         self.report.say(&head(&catalog));
         let specs = [("te", SpecName::Te, NormKeys::Fused), ("local", SpecName::Local, NormKeys::Separate)];
-        specs.into_iter().map(|(name, spec, norms)| self.one(name, spec, norms)).collect()
+        let proved = specs.into_iter().map(|(name, spec, norms)| self.one(name, spec, norms)).collect();
+        self.quantized()?;
+        proved
+    }
+
+    /// The converted checkpoint in FP8, calibrated on a few samples, and as servers load it.
+    fn quantized(&self) -> Result<()> {
+        let name = |name: &str| self.folder.join(name).display().to_string();
+        let (mc, fp8, hf) = (name("te"), name("te-fp8"), name("te-fp8-hf"));
+        let quantize =
+            ["quantize", &mc, &fp8, "--quant-cfg", "FP8_DEFAULT_CFG", "--calib-size", "8", "--skip-generate"];
+        for args in [&quantize[..], &["export", &fp8, &hf], &["lint", &hf]] {
+            self.command(&args.join(" "));
+            let command = Cli::try_parse_from(std::iter::once(&"longshore").chain(args))?.command;
+            ensure!(
+                super::run(&command, &Env::default(), &self.report.quietly())? == Answer::Yes,
+                "{}",
+                args.join(" ")
+            );
+        }
+        let size = |folder: &Path| Ok::<_, anyhow::Error>(Catalog::open(folder)?.total_size());
+        let (before, after) = (size(self.source)?, size(Path::new(&hf))?);
+        self.report.status("Accepted", &format!("{} in place of {}", bytes(after), bytes(before)));
+        Ok(())
     }
 
     /// There and back in one spec.
