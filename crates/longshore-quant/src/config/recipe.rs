@@ -62,7 +62,7 @@ struct File {
 
 /// What is known while a recipe is loaded.
 struct Loader<'a> {
-    library: &'a Library<'a>,
+    shelf: &'a Library<'a>,
     /// The recipe's folder first.
     dirs: Vec<String>,
     files: Cell<usize>,
@@ -76,7 +76,7 @@ impl Library<'_> {
         let mut dirs = vec![folder.to_owned()];
         dirs.extend(package(folder).map(str::to_owned));
         dirs.extend(self.dirs.iter().cloned());
-        let loader = Loader { library: self, dirs, files: Cell::new(0), values: Cell::new(0) };
+        let loader = Loader { shelf: self, dirs, files: Cell::new(0), values: Cell::new(0) };
         let Some(file) = loader.find(&[""], path)? else {
             return Err(ConfigError::File(format!("no recipe {path}")));
         };
@@ -119,7 +119,7 @@ impl Loader<'_> {
             let dir = dir.as_ref();
             for ending in endings {
                 let full = if dir.is_empty() { format!("{path}{ending}") } else { format!("{dir}/{path}{ending}") };
-                match (self.library.read)(&full) {
+                match (self.shelf.read)(&full) {
                     Ok(text) => return File::new(full, &text).map(Some),
                     Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                     Err(e) => return Err(ConfigError::File(format!("{full}: {e}"))),
