@@ -8,7 +8,7 @@
 //!
 //! Reference: ModelOpt 0.47 `torch/quantization/plugins/{megatron,transformer_engine,custom}.py`,
 //! `torch/opt/plugins/{megatron,mcore_dist_checkpointing}.py`. What Transformer Engine's modules store (grouped experts,
-//! `core_attention`) follows their source and was never seen in a file: no reference ran them.
+//! `core_attention`) was compared with ModelOpt around modules that have their parameters, but no kernels.
 
 mod attributes;
 pub mod read;

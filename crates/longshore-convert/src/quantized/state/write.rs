@@ -26,10 +26,10 @@ fn names(quantizer: &str, stages: usize) -> Vec<String> {
 /// stages. `rows` is the number of output features, `seen` the type of the activations.
 ///
 /// * A linear has `input_quantizer`, `weight_quantizer`, `output_quantizer`.
-/// * Grouped experts (unproven, see the module's text) have a weight quantizer for each, `weight_quantizer.0` and so on.
+/// * Grouped experts have a weight quantizer for each, `weight_quantizer.0` and so on.
 ///   ModelOpt 0.47 takes the state of `weight_quantizer.0` for every expert that has none of its own, so that one is
 ///   enough, and the object of each expert is that of its whole group.
-/// * `core_attention` (unproven) has `q_bmm_quantizer`, `k_bmm_quantizer`, `v_bmm_quantizer`.
+/// * `core_attention` has `q_bmm_quantizer`, `k_bmm_quantizer`, `v_bmm_quantizer`.
 pub fn extra_state(quantizers: &[(&str, &[StageState<'_>])], rows: u64, seen: Dtype) -> Plain {
     let mut states = Vec::new();
     for (quantizer, stages) in quantizers {
