@@ -5,6 +5,7 @@ use crate::quantized::packed::Packed;
 use crate::resolve::{Part, Recipe, SourceTensor};
 use longshore_ckpt::fs::ReadFile;
 use longshore_ckpt::{Dtype, Rect};
+use std::ops::Range;
 
 /// Bytes gathered, checksummed and written at a time: large enough for the disk, small enough for the cache.
 pub(crate) const BAND: usize = 4 << 20;
@@ -89,6 +90,31 @@ impl<'a> Walk<'a> {
         }
         unreachable!("the chunks of `{}` tile it: checked when it was resolved", source.name)
     }
+}
+
+/// Rows of a packed weight that follow each other in a box of whole rows of a recipe: the weight and the first row of it.
+pub(crate) type PackedRows<'a> = (&'a Packed, Range<u64>);
+
+/// The packed rows that a box of whole rows is made of, in order; `None` where some of it is not packed, or not by rows.
+pub(crate) fn packed_rows<'a>(recipe: &'a Recipe, rect: &Rect) -> Option<Vec<PackedRows<'a>>> {
+    let mut walk = Walk { recipe, part: 0, chunk: 0 };
+    let mut found: Vec<PackedRows<'a>> = Vec::new();
+    let mut done = 0;
+    while done < rect.len() {
+        let (global, rect_run) = rect.run_at(&recipe.shape, done);
+        let (run, From::Packed(packed, first)) = walk.run(global) else { return None };
+        let (len, cols) = (run.min(rect_run), packed.cols());
+        if !first.is_multiple_of(cols) || !len.is_multiple_of(cols) {
+            return None;
+        }
+        let rows = first / cols..(first + len) / cols;
+        match found.last_mut() {
+            Some((last, before)) if std::ptr::eq(*last, packed) && before.end == rows.start => before.end = rows.end,
+            _ => found.push((packed, rows)),
+        }
+        done += len;
+    }
+    Some(found)
 }
 
 /// Fills buffers with elements of one box of a recipe, front to back.

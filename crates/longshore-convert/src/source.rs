@@ -6,17 +6,20 @@
 
 use crate::arch::SpecKeys;
 use crate::error::Problem;
-use crate::gather::{BAND, Gather};
+use crate::gather::{BAND, Gather, packed_rows};
 use crate::model::{Model, check_vocabulary, read_manifest, spec_keys, stored_vocab};
 use crate::plan::{Note, NoteKind, drop_training_state, open_all, recut, unmapped};
-use crate::quantized::packed::{self, PackedFolder};
+use crate::quantized::packed::{self, Packed, PackedFolder};
 use crate::quantized::state::stored_values;
 use crate::quantized::{Calibrated, Quantization, stored};
 use crate::resolve::{Direction, Recipe, SourceTensor, resolve};
 use crate::{Error, Result};
 use longshore_ckpt::fs::ReadFile;
 use longshore_ckpt::{Catalog, Dtype, Format, Rect};
+use longshore_quant::Scheme;
+use longshore_quant::pack::QuantizedRows;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -131,6 +134,12 @@ impl Source {
         Ok(())
     }
 
+    /// The rows of `rect` as the checkpoint stores them, where it stores all of them in codes; the box has whole rows.
+    pub fn coded(&self, name: &str, rect: &Rect) -> Option<Vec<CodedRows<'_>>> {
+        let rows = packed_rows(self.recipe(name), rect)?;
+        Some(rows.into_iter().map(|(packed, rows)| CodedRows { source: self, packed, rows }).collect())
+    }
+
     /// The values of a tensor of quantizers, which has no name in the architecture's table.
     pub fn values(&self, tensor: &SourceTensor) -> Result<Vec<f32>> {
         Ok(stored_values(tensor, |file, offset, bytes| self.files[file as usize].read_exact_at(offset, bytes))?)
@@ -142,6 +151,47 @@ impl Source {
 
     fn recipe(&self, name: &str) -> &Recipe {
         self.recipes.get(name).unwrap_or_else(|| panic!("no tensor `{name}` in the architecture's table"))
+    }
+}
+
+/// Rows that follow each other in a packed weight.
+pub struct CodedRows<'a> {
+    source: &'a Source,
+    packed: &'a Packed,
+    rows: Range<u64>,
+}
+
+impl CodedRows<'_> {
+    /// How they are quantized.
+    pub fn scheme(&self) -> Scheme {
+        self.packed.scheme()
+    }
+
+    /// How many.
+    pub fn count(&self) -> u64 {
+        self.rows.end - self.rows.start
+    }
+
+    /// Whether they can be read without the rows around them.
+    pub fn stands_alone(&self) -> bool {
+        let unit = self.packed.band_rows();
+        self.rows.start.is_multiple_of(unit)
+            && (self.rows.end.is_multiple_of(unit) || self.rows.end == self.packed.rows())
+    }
+
+    /// Reads them in bands that begin at multiples of what lies together: `take(first_row, codes)` gets one after the other.
+    pub fn read(&self, mut take: impl FnMut(u64, &QuantizedRows)) -> Result<()> {
+        let unit = self.packed.band_rows();
+        let band = (BAND as u64 / self.packed.cols().max(1)).max(1).next_multiple_of(unit);
+        let mut first = self.rows.start;
+        while first < self.rows.end {
+            let last = (first + band).min(self.rows.end);
+            let codes = self.packed.codes(&self.source.files, first..last)?;
+            self.source.count(codes.weight.len() + codes.scale.len());
+            take(first - self.rows.start, &codes);
+            first = last;
+        }
+        Ok(())
     }
 }
 

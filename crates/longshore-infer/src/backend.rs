@@ -14,6 +14,7 @@ use crate::site::Site;
 use crate::stats::{InputStats, StatsWanted};
 use longshore_ckpt::Dtype;
 use longshore_quant::Scheme;
+use longshore_quant::pack::QuantizedRows;
 use std::ops::Range;
 
 /// The rows of one sequence in a batch, and what its layer remembers of the tokens before.
@@ -61,17 +62,6 @@ impl From<Dtype> for WeightFormat {
     fn from(dtype: Dtype) -> Self {
         Self::Float(dtype)
     }
-}
-
-/// Whole rows of a quantized weight, as [`longshore_quant::pack::pack`] makes them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct QuantizedRows {
-    /// Codes. Of INT4 rows lie in pairs, the even one in the low nibbles; other 4-bit codes are pairs of columns.
-    pub weight: Vec<u8>,
-    /// Scales of the rows or their blocks, or that of the tensor.
-    pub scale: Vec<u8>,
-    /// The scale of the tensor beside those of blocks.
-    pub scale_2: Option<f32>,
 }
 
 /// Rows that a linear (all experts' linears of a projection) is about to read, before any quantization.

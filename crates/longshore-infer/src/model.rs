@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::layers::{Layer, Linear, Span};
 use crate::memory::{self, Demand, Plan, Sizes};
 use crate::quantized::QuantState;
-use crate::site::Site;
+use crate::site::{self, Site};
 use crate::weights::{EMBEDDING, FINAL_NORM, Loader, block_layers, head_name, not_stored, state_size};
 use longshore_ckpt::{Dtype, Rect};
 use longshore_convert::config::{LayerSpec, ModelConfig};
@@ -27,7 +27,7 @@ pub struct ModelOptions {
     /// Quantization to simulate.
     pub quant: Option<Arc<QuantState>>,
     /// Weights stay quantized in memory where the backend has products of their format: they are those that exporters
-    /// write, code times scale as servers compute, not rounded to the element type as the simulation does.
+    /// write (or stored), code times scale as servers compute, not rounded to the element type as the simulation does.
     pub packed: bool,
 }
 
@@ -187,6 +187,19 @@ impl<B: Backend + 'static> Model<B> {
     /// Whether every layer stays in memory.
     pub fn is_resident(&self) -> bool {
         self.layers.iter().all(|slot| slot.resident.is_some())
+    }
+
+    /// Linears whose weights are kept in codes (see [`ModelOptions::packed`]), and all linears; experts of a layer count as
+    /// one.
+    pub fn packed_linears(&self) -> (usize, usize) {
+        let loader = self.loader();
+        let sites = self
+            .layers
+            .iter()
+            .flat_map(|slot| site::linears(&slot.spec, 0).into_iter().map(|(s, _)| (&*slot.prefix, s)));
+        sites.chain([("", Site::Output)]).fold((0, 0), |(packed, all), (prefix, site)| {
+            (packed + usize::from(loader.is_packed(prefix, site)), all + 1)
+        })
     }
 
     /// Layers that stay in memory, and all layers.

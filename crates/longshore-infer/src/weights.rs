@@ -11,7 +11,7 @@ use crate::site::{Site, linears};
 use longshore_ckpt::{Dtype, Rect};
 use longshore_convert::config::{Attention, LayerSpec, Mamba, Mlp, Moe, Mtp};
 use longshore_convert::source::Source;
-use longshore_quant::Element;
+use longshore_quant::{Element, Scheme};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -96,6 +96,12 @@ impl<B: Backend> Loader<'_, B> {
         let experts = stack[..stack.len() - 2].iter().product::<u64>();
         let size = |e| self.backend.matrix_size(rows, cols, self.format(&names, e as usize, quant));
         (0..experts).map(size).sum()
+    }
+
+    /// Whether a linear's weight (of experts, the first one's) is kept in codes.
+    pub(crate) fn is_packed(&self, prefix: &str, site: Site) -> bool {
+        let format = self.format(&self.tensors(prefix, site), 0, self.quant_of(prefix, site));
+        matches!(format, WeightFormat::Quantized(_))
     }
 
     /// Rows and columns of a matrix of these tensors, or of one expert.
@@ -273,7 +279,7 @@ impl<B: Backend> Loader<'_, B> {
                 self.pack_bands(&bands, &pieces, format)
             }
             (_, _, WeightFormat::Float(element)) => self.pack(&pieces, element),
-            (_, _, WeightFormat::Quantized(_)) => unreachable!("only quantizers make codes"),
+            (_, _, WeightFormat::Quantized(_)) => self.pack_codes(&pieces, (rows as usize, cols as usize), format),
         }
     }
 
@@ -287,7 +293,50 @@ impl<B: Backend> Loader<'_, B> {
                 return WeightFormat::Quantized(scheme);
             }
         }
+        if let (true, Some(scheme)) = (self.packed && stages.is_empty(), self.stored_scheme(names, expert)) {
+            return WeightFormat::Quantized(scheme);
+        }
         WeightFormat::Float(self.element(names, quant.is_some_and(LinearQuant::changes_weight)))
+    }
+
+    /// The scheme of a weight that the checkpoint stores in codes, all of it in the same and in such pieces that it can stay
+    /// as it is.
+    fn stored_scheme(&self, names: &[String], expert: usize) -> Option<Scheme> {
+        let (mut first_row, mut scheme) = (0, None);
+        for name in names {
+            for rows in self.source.coded(name, &self.part(name, Some(expert as u64)))? {
+                let of_rows = rows.scheme();
+                let unit = longshore_quant::pack::band_rows(&[of_rows]) as u64;
+                if *scheme.get_or_insert(of_rows) != of_rows || !rows.stands_alone() || first_row % unit != 0 {
+                    return None;
+                }
+                first_row += rows.count();
+            }
+        }
+        scheme.filter(|&scheme| self.backend.has_quantized(scheme))
+    }
+
+    /// A tensor, or one expert of a stacked one.
+    fn part(&self, name: &str, slot: Option<u64>) -> Rect {
+        let mut rect = Rect::whole(self.source.tensor(name).0);
+        if let (Some(slot), true) = (slot, rect.sizes.len() > 2) {
+            (rect.offsets[0], rect.sizes[0]) = (slot, 1);
+        }
+        rect
+    }
+
+    /// A weight that is stored in codes, as it is.
+    fn pack_codes(&self, pieces: &[Piece], (rows, cols): (usize, usize), format: WeightFormat) -> Result<B::Matrix> {
+        let mut matrix = self.backend.matrix(rows, cols, format);
+        for piece in pieces {
+            let mut first = piece.first_row;
+            let coded = self.source.coded(&piece.name, &self.part(&piece.name, piece.slot));
+            for rows in coded.unwrap_or_else(|| unreachable!("`stored_scheme` has seen them")) {
+                rows.read(|row, codes| self.backend.pack_quantized(&mut matrix, (first + row) as usize, codes))?;
+                first += rows.count();
+            }
+        }
+        Ok(matrix)
     }
 
     /// One type for all tensors of a matrix: the one that loses nothing. `simulated`: what simulation rounds to.
@@ -306,10 +355,7 @@ impl<B: Backend> Loader<'_, B> {
         let read = |range: Range<usize>| {
             let mut values = Vec::with_capacity(range.len() * bands.cols);
             for piece in pieces {
-                let mut rect = Rect::whole(self.source.tensor(&piece.name).0);
-                if let Some(slot) = piece.slot {
-                    (rect.offsets[0], rect.sizes[0]) = (slot, 1);
-                }
+                let mut rect = self.part(&piece.name, piece.slot);
                 let axis = rect.sizes.len() - 2;
                 let end = piece.first_row + rect.sizes[axis];
                 let (from, to) = ((range.start as u64).max(piece.first_row), (range.end as u64).min(end));
@@ -350,10 +396,7 @@ impl<B: Backend> Loader<'_, B> {
         }
         let mut matrix = self.backend.matrix(rows as usize, cols as usize, element);
         for piece in pieces {
-            let mut rect = Rect::whole(self.source.tensor(&piece.name).0);
-            if let Some(slot) = piece.slot {
-                (rect.offsets[0], rect.sizes[0]) = (slot, 1);
-            }
+            let rect = self.part(&piece.name, piece.slot);
             self.source.read_rows(&piece.name, &rect, element, cols, |row, bytes| {
                 self.backend.pack(&mut matrix, piece.first_row as usize + row, bytes);
             })?;

@@ -148,6 +148,17 @@ pub fn layout(stages: &[Scheme], rows: u64, cols: u64) -> Result<Layout> {
     Ok(Layout { weight, scale: Some(scale), scale_2 })
 }
 
+/// Whole rows of a packed weight, as [`pack`] makes them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QuantizedRows {
+    /// Codes. Of INT4 rows lie in pairs, the even one in the low nibbles; other 4-bit codes are pairs of columns.
+    pub weight: Vec<u8>,
+    /// Scales of the rows or their blocks, or that of the tensor.
+    pub scale: Vec<u8>,
+    /// The scale of the tensor beside those of blocks.
+    pub scale_2: Option<f32>,
+}
+
 /// Rows that must be packed together: bands begin at multiples of this.
 pub fn band_rows(stages: &[Scheme]) -> usize {
     Format::of(stages).map_or(1, |format| format.unit().0)

@@ -1,6 +1,6 @@
 //! A checkpoint ready to run: where it is, its tokenizer, how much memory it may take.
 
-use crate::cli::run::{DtMin, EngineArgs, PrecisionName};
+use crate::cli::run::{DtMin, EngineArgs, PrecisionName, QuantizedWeights};
 use crate::error::UsageError;
 use crate::locate;
 use crate::options::{Env, threads};
@@ -114,7 +114,14 @@ impl Opened {
             Precision::Bfloat16 => Element::Bfloat16,
         };
         let quant = QuantState::of(&self.source, element)?.map(Arc::new);
-        let model = Model::load(self.source, backend, &ModelOptions { dt_min, memory, threads, quant, packed: false })?;
+        let packed = args.weights == QuantizedWeights::Packed;
+        let is_quantized = self.source.quantized.is_some();
+        let model = Model::load(self.source, backend, &ModelOptions { dt_min, memory, threads, quant, packed })?;
+        if packed && is_quantized {
+            let (kept, all) = model.packed_linears();
+            let text = format!("{kept} of {} stay in codes; the others are values", counted(all as u64, "linear"));
+            report.status("Packed", &text);
+        }
         let (resident, layers) = model.resident_layers();
         let text = format!("{} of {layers} layers in memory, {}", resident, bytes(model.resident_bytes()));
         report.detail("Weights", &text);

@@ -15,10 +15,12 @@ use crate::model::Model;
 use crate::resolve::{OpenFiles, Recipe, SourceTensor, locate};
 use longshore_ckpt::fs::{self, ReadFile};
 use longshore_ckpt::{Catalog, Dtype, Rect};
+use longshore_quant::pack::QuantizedRows;
 use longshore_quant::unpack::{Encoding, unpack};
 use longshore_quant::{Attributes, Element, Granularity, MxElement, Scheme};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -29,6 +31,7 @@ const MAX_CONFIG: u64 = 64 << 20;
 #[derive(Debug)]
 pub struct Packed {
     encoding: Encoding,
+    scheme: Scheme,
     /// What values are rounded to.
     element: Element,
     cols: u64,
@@ -46,11 +49,35 @@ impl Packed {
 
     /// The values of `len` elements from the `at`-th on, in row-major order.
     pub fn read(&self, files: &[ReadFile], at: u64, len: u64) -> longshore_ckpt::Result<Vec<f32>> {
-        let unit = self.encoding.band_rows() as u64;
+        let unit = self.band_rows();
         let first = at / self.cols / unit * unit;
         let last = (at + len).div_ceil(self.cols).next_multiple_of(unit).min(self.rows);
-        let rows = last - first;
-        let mut out = vec![0.0; (rows * self.cols) as usize];
+        let QuantizedRows { weight, scale, .. } = self.codes(files, first..last)?;
+        let mut out = vec![0.0; ((last - first) * self.cols) as usize];
+        unpack(self.encoding, self.element, self.cols as usize, &weight, &scale, self.scale_2, &mut out);
+        out.drain(..(at - first * self.cols) as usize);
+        out.truncate(len as usize);
+        Ok(out)
+    }
+
+    /// How it is quantized.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// Rows.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Rows that lie together: codes are read from a multiple of it on, up to one or to the end.
+    pub fn band_rows(&self) -> u64 {
+        self.encoding.band_rows() as u64
+    }
+
+    /// What is stored of whole rows.
+    pub fn codes(&self, files: &[ReadFile], rows: Range<u64>) -> longshore_ckpt::Result<QuantizedRows> {
+        let Range { start: first, end: last } = rows;
         let weight = part(&self.weight, files, self.rows, first, last)?;
         let scale = match self.encoding {
             Encoding::Fp8 => part(&self.scale, files, 1, 0, 1)?,
@@ -60,10 +87,8 @@ impl Packed {
             }
             _ => part(&self.scale, files, self.rows, first, last)?,
         };
-        unpack(self.encoding, self.element, self.cols as usize, &weight, &scale, self.scale_2, &mut out);
-        out.drain(..(at - first * self.cols) as usize);
-        out.truncate(len as usize);
-        Ok(out)
+        let scale_2 = matches!(self.encoding, Encoding::Nvfp4 { .. }).then_some(self.scale_2);
+        Ok(QuantizedRows { weight, scale, scale_2 })
     }
 }
 
@@ -355,7 +380,7 @@ impl Reader<'_> {
         if matches!(encoding, Encoding::Int4 { .. }) && scale_2.is_some() {
             schemes.push(Scheme::Fp8(Granularity::Tensor));
         }
-        let packed = Packed { encoding, element, cols, rows, weight, scale, scale_2: scale_2.unwrap_or(1.0) };
+        let packed = Packed { encoding, scheme, element, cols, rows, weight, scale, scale_2: scale_2.unwrap_or(1.0) };
         Ok(Some((packed, schemes, amax)))
     }
 

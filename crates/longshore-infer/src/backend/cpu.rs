@@ -19,7 +19,7 @@ mod quantized;
 mod store;
 mod tasks;
 
-use crate::backend::{Backend, Inputs, MambaOptions, Probe, QuantizedRows, Routing, Segment, WeightFormat};
+use crate::backend::{Backend, Inputs, MambaOptions, Probe, Routing, Segment, WeightFormat};
 use crate::error::Result;
 use crate::layers::{AttentionWeights, MambaWeights, MoeWeights};
 use crate::quantized::InputQuantizer;
@@ -28,6 +28,7 @@ use half::bf16;
 use isa::Isa;
 use longshore_ckpt::Dtype;
 use longshore_quant::Scheme;
+use longshore_quant::pack::QuantizedRows;
 use matrix::{Matrix, Product, matrix_bytes};
 use pool::Pool;
 use std::ops::{Deref, Range};

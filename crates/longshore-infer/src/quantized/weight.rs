@@ -2,10 +2,9 @@
 //! into the codes.
 
 use super::WeightStage;
-use crate::backend::QuantizedRows;
 use crate::error::{Error, Result};
 use longshore_quant::fake::fake_quantize;
-use longshore_quant::pack::{self, PackedType};
+use longshore_quant::pack::{self, PackedType, QuantizedRows};
 use longshore_quant::{Amax, Element, Granularity, Scheme, amax};
 use std::ops::Range;
 

@@ -32,6 +32,10 @@ pub(crate) struct EngineArgs {
     /// Tokens of prompts computed at a time
     #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) batch_tokens: u32,
+    /// Weights of a quantized checkpoint: simulated (rounded to the element type as ModelOpt has them) or packed (codes stay in
+    /// memory: smaller, faster to decode, as servers compute)
+    #[arg(long, value_enum, value_name = "HOW", default_value = "simulated", hide_possible_values = true)]
+    pub(crate) weights: QuantizedWeights,
     /// Run although the checkpoint holds tensors that the architecture does not name; each is reported
     #[arg(long)]
     pub(crate) allow_unmapped: bool,
@@ -43,6 +47,16 @@ pub(crate) enum PrecisionName {
     F32,
     #[value(alias = "bfloat16")]
     Bf16,
+}
+
+/// How quantized weights are computed with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum QuantizedWeights {
+    #[default]
+    #[value(alias = "fake", alias = "reference")]
+    Simulated,
+    #[value(alias = "real")]
+    Packed,
 }
 
 /// The value of `--dt-min`.

@@ -100,3 +100,23 @@ fn the_list_is_made_from_the_code() {
     let fp8 = configs.iter().find(|c| c["name"] == "FP8_DEFAULT_CFG").expect("FP8");
     assert_eq!((&fp8["weights"], &fp8["inputs"]), (&"fp8".into(), &"fp8".into()));
 }
+
+#[test]
+fn weights_that_stay_in_codes_say_the_same() {
+    let dir = Dir::new();
+    for (config, form) in
+        [("int8_wo", "hf"), ("fp8", "hf"), ("fp8", "torch_dist"), ("mxfp8", "hf"), ("nvfp4", "torch_dist")]
+    {
+        let args =
+            ["quantize", &source(), "q", "--quant-cfg", config, "--to", form, "--skip-generate", "--force", "-q"];
+        dir.ok(&[&args[..], &FEW].concat());
+        let generate = ["generate", "q", "Once upon a time", "--max-new", "12", "--weights"];
+        let [simulated, packed] =
+            ["simulated", "packed"].map(|weights| dir.json(&[&generate[..], &[weights]].concat()));
+        let text = |json: &serde_json::Value| json["text"].clone();
+        assert!(text(&simulated).as_str().is_some_and(|text| text.len() > 20), "{config} {form}: {simulated}");
+        assert_eq!(text(&packed), text(&simulated), "{config} {form}");
+        let said = dir.run(&[&generate[..], &["packed"]].concat());
+        assert!(said.contains("32 of 33 linears stay in codes"), "{config} {form}: {said}");
+    }
+}

@@ -1,8 +1,9 @@
 //! Quantized weights as exporters write them, into matrices.
 
 use super::matrix::{Matrix, RowScales, WeightType};
-use crate::backend::{QuantizedRows, WeightFormat};
+use crate::backend::WeightFormat;
 use longshore_ckpt::Dtype;
+use longshore_quant::pack::QuantizedRows;
 use longshore_quant::{Granularity, MxElement, Scheme};
 
 /// The type that keeps weights of `scheme` quantized.
