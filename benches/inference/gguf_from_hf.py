@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Writes a Nemotron-H checkpoint (Hugging Face folder) as a GGUF file for llama.cpp, with the same values.
 
-    gguf_from_hf.py HF OUT.gguf --type bf16|f32
+    gguf_from_hf.py HF OUT.gguf --type bf16|f32|q8
 
-Linear weights, embedding, head and experts get the given type; norms, convolution, router and the scalars per head stay f32, as
+Linear weights, embedding, head and experts get the given type (q8 is Q8_0); norms, convolution, router and the scalars per head stay f32, as
 llama.cpp wants them. What changes besides names: A = -exp(A_log); the convolution loses its axis of length 1; A and D get one;
 the gated norm becomes [groups, channels per group]; experts are stacked. There is no tokenizer: prompts are token ids. For the
 models of models.py: no biases except the convolution's, no latent experts, no MTP.
@@ -73,7 +73,8 @@ def metadata(w, c, kind):
     pattern = "".join(LETTERS[x] for x in c["layers_block_type"])
     moe = "E" in pattern
     w.add_name(os.path.basename(os.path.normpath(c["_folder"])))
-    w.add_file_type(gguf.LlamaFileType.MOSTLY_BF16 if kind == "bf16" else gguf.LlamaFileType.ALL_F32)
+    types = {"bf16": gguf.LlamaFileType.MOSTLY_BF16, "f32": gguf.LlamaFileType.ALL_F32, "q8": gguf.LlamaFileType.MOSTLY_Q8_0}
+    w.add_file_type(types[kind])
     w.add_vocab_size(c["vocab_size"])
     w.add_context_length(c["max_position_embeddings"])
     w.add_embedding_length(c["hidden_size"])
@@ -116,6 +117,9 @@ def convert(folder, out, kind):
         if kind == "bf16" and not F32.search(name):
             assert t.dtype == torch.bfloat16, name
             w.add_tensor(name, t.contiguous().view(torch.uint8).numpy(), raw_dtype=gguf.GGMLQuantizationType.BF16)
+        elif kind == "q8" and not F32.search(name):
+            packed = gguf.quants.quantize(t.float().contiguous().numpy(), gguf.GGMLQuantizationType.Q8_0)
+            w.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
         else:
             w.add_tensor(name, t.float().contiguous().numpy())
         count += t.numel()
@@ -130,7 +134,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("hf")
     ap.add_argument("out")
-    ap.add_argument("--type", choices=["bf16", "f32"], required=True)
+    ap.add_argument("--type", choices=["bf16", "f32", "q8"], required=True)
     a = ap.parse_args()
     convert(a.hf, a.out, a.type)
 

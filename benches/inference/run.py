@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """longshore, llama.cpp and transformers on the same models, machine and prompt, in turns; medians and quartiles.
 
-    run.py --models DIR [--longshore PATH] [--only dense|moe] [--dtypes bf16,f32] [--pp 256] [--tg 24] [--rounds 5]
+    run.py --models DIR [--longshore PATH] [--only dense|moe] [--dtypes bf16,f32,q8] [--pp 256] [--tg 24] [--rounds 5]
            [--peers llama,transformers] [--threads N] [--roofline PATH] [--json FILE]
 
 Run with the Python of setup.sh. DIR gets the models of models.py and their GGUF files when it lacks them. Without --longshore only
 the peers are measured. Before every measurement the machine must be idle for a second; a measurement during which other programs
 took more than a tenth of its threads' time is repeated, at most twice. Prints a Markdown table; FILE gets every measurement.
+q8 is INT8 by row, kept in codes (longshore, products in bf16), beside llama.cpp's Q8_0; transformers has nothing like it.
 --roofline is the crate's `kernel_roofline` example: adds the share of its GEMM speed (prefill) and of the memory's (decode).
 """
 import argparse
@@ -32,11 +33,19 @@ def prompt(count):
     return random.Random(1).choices(range(3, 32000), k=count)
 
 
-def prepare(models, model, dtypes):
+def folder(models, model, dtype):
+    """The Hugging Face folder that longshore reads: for q8 the one that it quantized, all weights and the head in INT8."""
+    return os.path.join(models, f"{model}-int8" if dtype == "q8" else model)
+
+
+def prepare(a, models, model, dtypes, peers):
     python = lambda script, *args: subprocess.run([sys.executable, "-W", "ignore", os.path.join(HERE, script), *args], check=True)
     if not os.path.exists(os.path.join(models, model, "model.safetensors")):
         python("models.py", models, "--only", model)
-    for dtype in dtypes:
+    if "q8" in dtypes and a.longshore and not os.path.exists(folder(models, model, "q8")):
+        subprocess.run([a.longshore, "quantize", os.path.join(models, model), folder(models, model, "q8"), "--to", "hf", "--quant-cfg",
+                        os.path.join(HERE, "int8.yaml"), "--skip-generate", "--skip-report", "--quiet"], check=True)
+    for dtype in dtypes if "llama" in peers else []:
         path = os.path.join(models, f"{model}-{dtype}.gguf")
         if not os.path.exists(path):
             python("gguf_from_hf.py", os.path.join(models, model), path, "--type", dtype)
@@ -80,8 +89,9 @@ def measure_longshore(a, model, dtype):
 
 
 def run_longshore(a, model, dtype, prompts):
-    command = [a.longshore, "generate", os.path.join(a.models, model), "--prompt-file", prompts, "--max-new", str(a.tg + 1),
-               "--ignore-eos", "--precision", dtype, "--threads", str(a.threads), "--json"]
+    how = ["--precision", "bf16", "--weights", "packed"] if dtype == "q8" else ["--precision", dtype]
+    command = [a.longshore, "generate", folder(a.models, model, dtype), "--prompt-file", prompts, "--max-new", str(a.tg + 1),
+               "--ignore-eos", *how, "--threads", str(a.threads), "--json"]
     quiet = machine.wait_until_quiet()
     own = lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     busy, cpu, start = machine.busy_seconds(), own(), time.monotonic()
@@ -138,8 +148,9 @@ def rooflines(a, models, dtypes):
         with open(os.path.join(a.models, model, "config.json")) as f:
             weights, flops = machine.work_per_token(json.load(f))
         for dtype in dtypes:
-            size = weights * {"bf16": 2, "f32": 4}[dtype]
-            limits[model, dtype] = (gemm[dtype] and gemm[dtype] * 1e9 / flops, read and read * 1e9 / size)
+            size = weights * {"bf16": 2, "f32": 4, "q8": 1}[dtype]
+            speed = gemm["bf16" if dtype == "q8" else dtype]
+            limits[model, dtype] = (speed and speed * 1e9 / flops, read and read * 1e9 / size)
     return limits, report
 
 
@@ -160,14 +171,14 @@ def main():
     models, dtypes = [a.only] if a.only else ["dense", "moe"], a.dtypes.split(",")
     programs = (["longshore"] if a.longshore else []) + [p for p in a.peers.split(",") if p]
     for model in models:
-        prepare(a.models, model, dtypes if "llama" in programs else [])
+        prepare(a, a.models, model, dtypes, programs)
     limits, report = rooflines(a, models, dtypes) if a.roofline else ({}, None)
     results = {}
     for model in models:
         for dtype in dtypes:
-            runs = results[model, dtype] = {p: [] for p in programs}
+            runs = results[model, dtype] = {p: [] for p in programs if (p, dtype) != ("transformers", "q8")}
             for _ in range(a.rounds):
-                for program in programs:
+                for program in runs:
                     runs[program].append(measure(program, a, model, dtype))
     command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
     head = ["model", "dtype", "program", f"prefill {a.pp} tok/s", f"decode {a.tg} tok/s", "longshore / it, prefill", "decode"]

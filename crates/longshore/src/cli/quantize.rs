@@ -101,6 +101,9 @@ pub(crate) struct OutputArgs {
     /// Do not generate from source and result afterwards
     #[arg(long)]
     pub(crate) skip_generate: bool,
+    /// Do not compare result and source
+    #[arg(long, conflicts_with = "report")]
+    pub(crate) skip_report: bool,
     /// Write the report as a page that any browser opens
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,

@@ -31,7 +31,8 @@ const SMALL: u64 = 2_000_000_000;
 
 /// Whether a report is to be made.
 pub(super) fn is_wanted(args: &QuantizeArgs, source_bytes: u64, report: &Report) -> bool {
-    args.output.report.is_some() || report.verbosity() > 0 || report.is_json() || source_bytes < SMALL
+    let asked = args.output.report.is_some() || report.verbosity() > 0 || report.is_json();
+    !args.output.skip_report && (asked || source_bytes < SMALL)
 }
 
 /// What is reported on.
