@@ -13,6 +13,7 @@ mod compare;
 pub mod config;
 pub mod diff;
 pub mod error;
+pub mod fingerprint;
 pub mod gather;
 pub mod manifest;
 pub mod mapping;

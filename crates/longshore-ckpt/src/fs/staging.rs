@@ -7,16 +7,14 @@
 //!     files/     what will be published; NAME.tmp while a file is written, NAME when it is whole
 //! ```
 
-use super::publish::check_folder;
+use super::locked::{LockedFolder, make_folder, marked_beside, open_inside};
 use super::write::with_suffix;
-use super::{SeqWriter, create_dir, io_error, parent, read_small, remove_all, rename_durable, sync_dir};
+use super::{SeqWriter, io_error, parent, read_small, rename_durable, sync_dir};
 use crate::{Error, Result};
-use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde_json::Value;
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -25,15 +23,14 @@ const JOURNAL_LIMIT: u64 = 256 << 20;
 
 /// What the name of a staging folder adds to the destination's, before the fingerprint.
 const MARK: &str = ".partial-";
+const JOURNAL: &str = "journal";
 
 /// A locked staging folder. Dropping it releases the lock and keeps the folder, so that a later run goes on from it.
 #[derive(Debug)]
 pub struct Staging {
-    path: PathBuf,
+    folder: LockedFolder,
     entries: Vec<Value>,
     journal: Mutex<Journal>,
-    /// Its open file description holds the lock.
-    _lock: File,
 }
 
 /// The journal and the length of its whole lines, in bytes.
@@ -48,25 +45,23 @@ impl Staging {
     /// are created. A second run on the same folder is refused, as is a link where a folder or file of ours should be.
     /// The fingerprint is letters, digits, `-` and `_`.
     pub fn open(dst: &Path, fingerprint: &str) -> Result<Self> {
-        let path = staging_path(dst, fingerprint)?;
-        create_dir(parent(&path))?;
-        let lock = lock(&path)?;
-        make_folder(&path.join("files"))?;
-        let journal_path = path.join("journal");
+        let folder = LockedFolder::open(dst, MARK, fingerprint)?;
+        make_folder(&folder.path().join("files"))?;
+        let journal_path = folder.path().join(JOURNAL);
         let file = open_inside(&journal_path)?;
         let (entries, len) = read_journal(&journal_path)?;
-        sync_dir(&path)?;
-        Ok(Self { path, entries, journal: Mutex::new(Journal { file, len }), _lock: lock })
+        sync_dir(folder.path())?;
+        Ok(Self { folder, entries, journal: Mutex::new(Journal { file, len }) })
     }
 
     /// The staging folder.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.folder.path()
     }
 
     /// The folder to publish: `<staging>/files`.
     pub fn files(&self) -> PathBuf {
-        self.path.join("files")
+        self.path().join("files")
     }
 
     /// What earlier runs recorded; what this one records is not added.
@@ -76,7 +71,7 @@ impl Staging {
 
     /// Appends an entry to the journal and waits until it is on the disk.
     pub fn record(&self, entry: &Value) -> Result<()> {
-        let path = self.path.join("journal");
+        let path = self.path().join(JOURNAL);
         let line = format!("{entry}\n");
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         let (file, len) = (&journal.file, journal.len);
@@ -119,21 +114,7 @@ impl Staging {
 
     /// Removes the folder with everything in it: the journal first, which must not outlive its files, and the lock last.
     pub fn discard(self) -> Result<()> {
-        remove_all(&self.path.join("journal"))?;
-        sync_dir(&self.path)?;
-        for entry in std::fs::read_dir(&self.path).map_err(|e| io_error("removing", &self.path, e))? {
-            let entry = entry.map_err(|e| io_error("removing", &self.path, e))?;
-            if entry.file_name() != "lock" {
-                remove_all(&entry.path())?;
-            }
-        }
-        remove_all(&self.path.join("lock"))?;
-        match std::fs::remove_dir(&self.path) {
-            // Another run has made its own lock in the meantime, or has already discarded the folder after that.
-            Err(e) if matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound) => {}
-            other => other.map_err(|e| io_error("removing", &self.path, e))?,
-        }
-        sync_dir(parent(&self.path))
+        self.folder.discard(JOURNAL)
     }
 
     fn check_name(&self, name: &str) -> Result<()> {
@@ -148,72 +129,7 @@ impl Staging {
 /// The staging folders of other plans or crashed runs beside `dst`: all `<dst>.partial-*`, sorted. An unreadable parent has
 /// none.
 pub fn stale_stagings(dst: &Path) -> Vec<PathBuf> {
-    let Some(name) = dst.file_name() else { return Vec::new() };
-    let prefix = [name.as_encoded_bytes(), MARK.as_bytes()].concat();
-    let Ok(entries) = std::fs::read_dir(parent(dst)) else { return Vec::new() };
-    let mut found: Vec<PathBuf> = entries
-        .flatten()
-        .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(&prefix))
-        .map(|entry| parent(dst).join(entry.file_name()))
-        .collect();
-    found.sort();
-    found
-}
-
-fn staging_path(dst: &Path, fingerprint: &str) -> Result<PathBuf> {
-    let plain = !fingerprint.is_empty() && fingerprint.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
-    match dst.file_name() {
-        Some(_) if plain => Ok(with_suffix(dst, &format!("{MARK}{fingerprint}"))),
-        _ => Err(io_error("naming a staging folder for", dst, Errno::INVAL)),
-    }
-}
-
-/// Creates one folder, or checks that it is one and no link.
-fn make_folder(path: &Path) -> Result<()> {
-    match std::fs::create_dir(path) {
-        Ok(()) => sync_dir(parent(path)),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => check_folder(path),
-        Err(e) => Err(io_error("creating", path, e)),
-    }
-}
-
-/// Opens or creates a regular file for reading and writing, never through a link.
-fn open_inside(path: &Path) -> Result<File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(path, flags, Mode::from_raw_mode(0o666)).map_err(|e| io_error("opening", path, e))?;
-    let file = File::from(fd);
-    let meta = file.metadata().map_err(|e| io_error("opening", path, e))?;
-    super::check_regular(path, &meta)?;
-    Ok(file)
-}
-
-/// Makes the staging folder and takes its lock.
-fn lock(staging: &Path) -> Result<File> {
-    let path = staging.join("lock");
-    for _ in 0..10 {
-        make_folder(staging)?;
-        let file = match open_inside(&path) {
-            // The run that held the folder has just discarded it.
-            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
-            other => other?,
-        };
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(io_error("locking", &path, held(staging))),
-            Err(e) => return Err(io_error("locking", &path, e)),
-        }
-        // A run that ended between the two calls has removed the file that is now locked; then another one counts.
-        let ours = file.metadata().map_err(|e| io_error("locking", &path, e))?;
-        if std::fs::symlink_metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (ours.dev(), ours.ino())) {
-            return Ok(file);
-        }
-    }
-    Err(io_error("locking", &path, held(staging)))
-}
-
-fn held(staging: &Path) -> io::Error {
-    let what = format!("another run holds `{}`", staging.display());
-    io::Error::new(io::ErrorKind::WouldBlock, what)
+    marked_beside(dst, MARK).into_iter().map(|(_, path)| path).collect()
 }
 
 /// The entries of a journal and the length of the lines that hold them. A last line that a crash tore is left out; any other

@@ -5,6 +5,7 @@ use crate::Result;
 use crate::arch::rule_rows;
 use crate::config::ModelConfig;
 use crate::error::Problem;
+use crate::fingerprint::Fingerprint;
 use crate::manifest::Origin;
 use crate::mapping::Mapping;
 use crate::resolve::{Recipe, file_of};
@@ -135,29 +136,6 @@ fn identities(catalog: &Catalog) -> Result<Vec<(PathBuf, Identity)>> {
     paths.map(|path| Ok((path.clone(), Identity::of(&path)?))).collect()
 }
 
-/// A 64-bit FNV-1a hash; enough to tell plans apart, not a proof against forgery.
-struct Fingerprint(u64);
-
-impl Fingerprint {
-    fn new() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        for &byte in (bytes.len() as u64).to_le_bytes().iter().chain(bytes) {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-
-    fn add_json(&mut self, value: &impl Serialize) {
-        self.add(&serde_json::to_vec(value).unwrap_or_default());
-    }
-
-    fn text(&self) -> String {
-        format!("{:016x}", self.0)
-    }
-}
-
 /// Identifies what a plan will write: the program, the options, the source's tables and samples of its data. With the
 /// identities of its files the result also tells two sources apart that differ between the samples.
 fn fingerprints(
@@ -169,7 +147,7 @@ fn fingerprints(
     /// Samples per file and bytes of each: reading them costs less than a millisecond a file.
     const SAMPLES: u64 = 16;
     const SAMPLE: u64 = 4096;
-    let mut hash = Fingerprint::new();
+    let mut hash = Fingerprint::default();
     hash.add(env!("CARGO_PKG_VERSION").as_bytes());
     hash.add_json(options);
     for (name, info) in &catalog.tensors {
