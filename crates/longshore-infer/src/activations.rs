@@ -89,11 +89,9 @@ impl Activations {
                 block.convert_from_f32_slice(values);
             }
             Block::Spilled(offset, _) => {
-                let bytes = match self.storage {
+                let bytes: Vec<u8> = match self.storage {
                     Storage::Float32 => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-                    Storage::Bfloat16 => {
-                        values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect::<Vec<_>>()
-                    }
+                    Storage::Bfloat16 => values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
                 };
                 if let Some(scratch) = &self.scratch {
                     scratch.write_at(*offset, &bytes)?;
@@ -108,17 +106,58 @@ impl Activations {
         Ok(match &self.blocks[index] {
             Block::Float32(block) => block.clone(),
             Block::Bfloat16(block) => block.iter().map(|x| x.to_f32()).collect(),
-            Block::Spilled(offset, len) => {
-                let mut bytes = vec![0; len * self.storage.size() as usize];
-                if let Some(scratch) = &self.scratch {
-                    scratch.read_at(*offset, &mut bytes)?;
-                }
+            Block::Spilled(..) => {
+                let bytes = self.stored(index)?;
                 match self.storage {
                     Storage::Float32 => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
                     Storage::Bfloat16 => bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
                 }
             }
         })
+    }
+
+    /// Blocks.
+    pub(crate) fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Bytes of a block that was put, as it is stored.
+    pub(crate) fn stored_size(&self, index: usize) -> u64 {
+        let len = match &self.blocks[index] {
+            Block::Float32(block) => block.len(),
+            Block::Bfloat16(block) => block.len(),
+            Block::Spilled(_, len) => *len,
+        };
+        len as u64 * self.storage.size()
+    }
+
+    /// The bytes of a block that was put, little-endian: what [`Activations::put_stored`] takes.
+    pub(crate) fn stored(&self, index: usize) -> Result<Vec<u8>> {
+        Ok(match &self.blocks[index] {
+            Block::Float32(block) => block.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Block::Bfloat16(block) => block.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Block::Spilled(offset, _) => {
+                let mut bytes = vec![0; self.stored_size(index) as usize];
+                if let Some(scratch) = &self.scratch {
+                    scratch.read_at(*offset, &mut bytes)?;
+                }
+                bytes
+            }
+        })
+    }
+
+    /// Stores a block in the form of [`Activations::stored`].
+    pub(crate) fn put_stored(&mut self, index: usize, bytes: &[u8]) -> Result<()> {
+        match &mut self.blocks[index] {
+            Block::Float32(block) => *block = bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+            Block::Bfloat16(block) => *block = bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b)).collect(),
+            Block::Spilled(offset, _) => {
+                if let Some(scratch) = &self.scratch {
+                    scratch.write_at(*offset, bytes)?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -139,6 +178,14 @@ mod tests {
                 }
                 for (i, block) in blocks.iter().enumerate() {
                     assert_eq!(&acts.get(i).unwrap(), block, "{storage:?} round {round}");
+                }
+                assert_eq!(acts.len(), blocks.len());
+                for (i, block) in blocks.iter().enumerate() {
+                    let bytes = acts.stored(i).unwrap();
+                    assert_eq!(bytes.len() as u64, acts.stored_size(i));
+                    acts.put(i, &vec![4.0; block.len()]).unwrap();
+                    acts.put_stored(i, &bytes).unwrap();
+                    assert_eq!(acts.stored(i).unwrap(), bytes, "{storage:?} round {round}");
                 }
             }
         }

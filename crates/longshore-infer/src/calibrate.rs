@@ -3,17 +3,17 @@
 //! The schedule is the [`Sweep`]'s: weights are read once, memory is bounded by the model's budget. Statistics are of the
 //! model as it is loaded, so of the unquantized one where no quantization is simulated, as ModelOpt's calibration is.
 //!
-//! A calibration that was interrupted goes on at a layer's beginning: the caller keeps the [`LayerStats`] of every finished
-//! layer (small, serde) and, where recomputing them is too dear, the residual stream of [`Calibrator::hidden`] (the size of
-//! the prompts' activations). Without the latter the finished layers run again, unobserved.
+//! A calibration that was interrupted goes on at a layer's beginning, where a [`SavedPass`] keeps it.
 
 use crate::backend::{Backend, Inputs, Probe};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::resume::{Resumed, SavedPass, Saving};
 use crate::search::{self, Awq, Found, Targets, Unit};
 use crate::site::Site;
 use crate::stats::{InputStats, StatsWanted};
-use crate::sweep::{RowNames, Sweep, SweepOptions};
+use crate::sweep::{Sweep, SweepOptions};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -59,26 +59,29 @@ impl<B: Backend + 'static> Calibrator<B> {
         Ok(Self { model: Arc::clone(model), sweep, options, layers: Vec::new() })
     }
 
-    /// Goes on after the layers `done` of a calibration with the same prompts and options, whose residual stream
-    /// `hidden` gives batch by batch; without it the layers are computed again.
-    pub fn resume(
-        model: &Arc<Model<B>>,
-        prompts: &[Vec<u32>],
-        options: CalibrateOptions,
-        done: Vec<LayerStats>,
-        hidden: Option<&mut dyn FnMut(usize) -> Result<Vec<f32>>>,
-    ) -> Result<Self> {
-        let mut calibrator = Self::begin(model, prompts, options)?;
-        match hidden {
-            Some(hidden) => calibrator.sweep.restore(done.len(), hidden)?,
-            None => {
-                for _ in &done {
-                    calibrator.sweep.next_layer(&mut ())?;
-                }
+    /// Goes on after the layers that an earlier process has saved. Gives back what was found besides their statistics,
+    /// which `check` may refuse.
+    pub fn resume<T: DeserializeOwned>(
+        &mut self,
+        saved: &mut SavedPass,
+        check: impl Fn(usize, &T) -> bool,
+    ) -> Result<Resumed<T>> {
+        let finite = |s: &InputStats| s.amax.is_finite() && s.weighted_amax.is_none_or(f32::is_finite);
+        let check = |layer, (stats, found): &(LayerStats, T)| stats.values().all(finite) && check(layer, found);
+        Ok(match self.sweep.resume(saved, check)? {
+            Resumed::Nothing => Resumed::Nothing,
+            Resumed::Refused(why) => Resumed::Refused(why),
+            Resumed::Layers(records) => {
+                let (layers, found) = records.into_iter().unzip();
+                self.layers = layers;
+                Resumed::Layers(found)
             }
-        }
-        calibrator.layers = done;
-        Ok(calibrator)
+        })
+    }
+
+    /// Saves the statistics of the last layer, and what was `found` besides, if it is time.
+    pub fn save<T: Serialize>(&self, saved: &mut SavedPass, found: &T) -> Saving {
+        self.layers.last().map_or(Saving::Later, |stats| self.sweep.save(saved, &(stats, found)))
     }
 
     /// Searches the next layer, which is computed after that as if nothing had been.
@@ -95,16 +98,6 @@ impl<B: Backend + 'static> Calibrator<B> {
         }
         self.layers.push(collect.stats);
         Ok(self.layers.last())
-    }
-
-    /// The residual stream of a batch after the last computed layer, for [`Calibrator::resume`].
-    pub fn hidden(&self, batch: usize) -> Result<(RowNames, Vec<f32>)> {
-        self.sweep.hidden(batch)
-    }
-
-    /// Batches of rows.
-    pub fn n_batches(&self) -> usize {
-        self.sweep.n_batches()
     }
 
     /// Computes what is left, and the output layer's input.

@@ -78,6 +78,14 @@ pub enum Error {
         /// The linear's module path.
         module: String,
     },
+    /// A record that cannot be saved.
+    #[error("saving to `{}`: {what}", path.display())]
+    NotSaved {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        what: String,
+    },
     /// The model has no MTP layers.
     #[error("the model has no multi-token prediction layers")]
     NoMtp,

@@ -5,7 +5,8 @@
 //! (logits, evaluation, calibration, models larger than memory). Both run [`layers`], whose weights come by name from
 //! [`longshore_convert::source::Source`]. [`generate`](mod@generate) turns steps into tokens, with [`mtp`] guessing ahead;
 //! [`compare`](mod@compare) runs two models side by side. [`tokenizer`], [`chat`] and [`sample`] stand between text and ids.
-//! [`calibrate`] counts what the linears read; [`quantized`] makes them compute as if they were quantized.
+//! [`calibrate`] counts what the linears read; [`quantized`] makes them compute as if they were quantized. [`resume`] keeps
+//! a sweep on disk.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
@@ -22,6 +23,7 @@ pub mod memory;
 pub mod model;
 pub mod mtp;
 pub mod quantized;
+pub mod resume;
 pub mod sample;
 pub mod search;
 pub mod site;

@@ -10,6 +10,9 @@ use crate::cache::{LayerState, Sequence};
 use crate::error::Result;
 use crate::layers::{Layer, Span};
 use crate::model::{LayerStream, Model, Observer, check_ids};
+use crate::resume::{Resumed, SavedPass, Saving};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -79,13 +82,26 @@ impl<B: Backend + 'static> Sweep<B> {
         self.pass(&mut (), probe, false)
     }
 
-    /// Goes to layer `next` with the residual stream that [`Sweep::hidden`] gave there.
-    pub(crate) fn restore(&mut self, next: usize, hidden: &mut dyn FnMut(usize) -> Result<Vec<f32>>) -> Result<()> {
-        for at in 0..self.batches.len() {
-            self.activations.put(at, &hidden(at)?)?;
+    /// Goes on after the layers that an earlier process has saved, whose records it gives back; `check` refuses those that
+    /// cannot be of their layer. A sweep that keeps sequences begins anew, since these are not saved.
+    pub fn resume<T: DeserializeOwned>(
+        &mut self,
+        saved: &mut SavedPass,
+        check: impl Fn(usize, &T) -> bool,
+    ) -> Result<Resumed<T>> {
+        if self.sequences.is_some() {
+            return Ok(Resumed::Nothing);
         }
-        self.next = next;
-        Ok(())
+        let resumed = saved.load(self.model.n_layers(), &mut self.activations, check)?;
+        if let Resumed::Layers(records) = &resumed {
+            self.next = records.len();
+        }
+        Ok(resumed)
+    }
+
+    /// Takes the record of the layer that was just computed, and saves the pass if it is time.
+    pub fn save<T: Serialize>(&self, saved: &mut SavedPass, record: &T) -> Saving {
+        saved.add(record, &self.activations)
     }
 
     fn pass(&mut self, observer: &mut dyn Observer, probe: &mut dyn Probe<B>, keep: bool) -> Result<bool> {

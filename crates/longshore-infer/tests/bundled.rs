@@ -7,11 +7,13 @@ use longshore_infer::error::Error;
 use longshore_infer::generate::{GenerateOptions, generate};
 use longshore_infer::memory::Demand;
 use longshore_infer::model::{Model, ModelOptions, Positions, Run};
+use longshore_infer::resume::{Place, Resumed, SavedPass, Saving, key};
 use longshore_infer::sample::{Sampler, Sampling};
 use longshore_infer::sweep::{Sweep, SweepOptions};
 use longshore_infer::tokenizer::Tokenizer;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../models/nemotron-h-10m")
@@ -69,21 +71,27 @@ fn transformers_logits_and_tokens_are_ours() {
     }
 }
 
+/// Nine prompts of 70 tokens, and a model in the least memory that they can do with.
+fn tight(precision: Precision) -> (Vec<Vec<u32>>, Arc<Model<Cpu>>) {
+    let prompts = (0..9).map(|p| (0..70).map(|i| (p * 131 + i * 7) % 4096).collect()).collect();
+    let demand = Demand { sequences: 9, tokens: 70, prompt_tokens: 630, batch_tokens: 64, logits: 8, decode: false };
+    // A tenth of the checkpoint at first, then what the error says is needed.
+    let mut budget = 2 << 20;
+    let model = loop {
+        match model(precision, None, Some((budget, demand.clone()))) {
+            Ok(model) => break model,
+            Err(Error::Memory { needed, .. }) => budget = needed,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert_eq!(model.resident_bytes(), 0);
+    (prompts, model)
+}
+
 #[test]
 fn a_sweep_reads_every_weight_once() {
-    let prompts: Vec<Vec<u32>> = (0..9).map(|p| (0..70).map(|i| (p * 131 + i * 7) % 4096).collect()).collect();
-    let demand = Demand { sequences: 9, tokens: 70, prompt_tokens: 630, batch_tokens: 64, logits: 8, decode: false };
     for precision in [Precision::Float32, Precision::Bfloat16] {
-        // A tenth of the checkpoint at first, then what the error says is needed.
-        let mut budget = 2 << 20;
-        let model = loop {
-            match model(precision, None, Some((budget, demand.clone()))) {
-                Ok(model) => break model,
-                Err(Error::Memory { needed, .. }) => budget = needed,
-                Err(error) => panic!("{error}"),
-            }
-        };
-        assert_eq!(model.resident_bytes(), 0);
+        let (prompts, model) = tight(precision);
         let options = SweepOptions { batch_tokens: 64, scratch: std::env::temp_dir() };
         let mut sweep = Sweep::new(&model, &prompts, &options, false).expect("a sweep");
         assert!(sweep.spilled_bytes() > 0);
@@ -104,6 +112,46 @@ fn a_sweep_reads_every_weight_once() {
         let vectors: u64 =
             tensors.filter(|(_, t)| t.shape.len() != 2 && t.dtype.size() == 2).map(|(_, t)| t.size()).sum();
         assert_eq!(read, stored + vectors, "{precision:?}");
+    }
+}
+
+#[test]
+fn a_sweep_goes_on_in_another_process_with_the_same_bits() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = Place { beside: &folder.path().join("out"), mark: ".evaluation-" };
+    let options = SweepOptions { batch_tokens: 64, scratch: folder.path().to_owned() };
+    for precision in [Precision::Float32, Precision::Bfloat16] {
+        let (prompts, model) = tight(precision);
+        let stream = |sweep: &Sweep<Cpu>| -> Vec<u32> {
+            let rows = |batch| sweep.hidden(batch).expect("rows").1;
+            (0..sweep.n_batches()).flat_map(rows).map(f32::to_bits).collect()
+        };
+        let mut whole = Sweep::new(&model, &prompts, &options, false).expect("a sweep");
+        whole.run(&mut ()).expect("layers");
+        let key = key(model.source(), &prompts, &precision.arithmetic()).expect("a key");
+        let mut begun = 0;
+        loop {
+            let mut saved = SavedPass::open(place, &key, Duration::ZERO).expect("a folder").0;
+            let mut sweep = Sweep::new(&model, &prompts, &options, false).expect("a sweep");
+            assert!(sweep.spilled_bytes() > 0);
+            match sweep.resume(&mut saved, |_, ()| true).expect("a state") {
+                Resumed::Layers(layers) => assert_eq!(layers.len(), begun * 5),
+                other => assert!(other == Resumed::Nothing && begun == 0, "{other:?}"),
+            }
+            // Five layers a process.
+            let goes_on = (0..5).all(|_| {
+                let is_layer = sweep.next_layer(&mut ()).expect("a layer");
+                assert!(!is_layer || matches!(sweep.save(&mut saved, &()), Saving::Saved));
+                is_layer
+            });
+            if !goes_on {
+                assert!(stream(&sweep) == stream(&whole), "{precision:?}");
+                saved.discard().expect("it goes");
+                break;
+            }
+            begun += 1;
+        }
+        assert!(begun > 1);
     }
 }
 

@@ -48,6 +48,17 @@ pub enum Precision {
     Bfloat16,
 }
 
+impl Precision {
+    /// What this machine computes it in: the same text, the same bits (`docs/engine.md`).
+    pub fn arithmetic(self) -> &'static str {
+        match self {
+            Self::Float32 => "float32",
+            Self::Bfloat16 if Isa::detect() < Isa::Avx512Bf16 => "bfloat16",
+            Self::Bfloat16 => "bfloat16, vdpbf16ps",
+        }
+    }
+}
+
 /// This machine's processors.
 pub struct Cpu {
     pool: Pool,

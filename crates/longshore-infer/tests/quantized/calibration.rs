@@ -7,11 +7,13 @@ use longshore_infer::backend::{Backend, Inputs, Probe};
 use longshore_infer::calibrate::{CalibrateOptions, Calibration, Calibrator, run};
 use longshore_infer::error::{Error, Result};
 use longshore_infer::model::Model;
+use longshore_infer::resume::{Place, Resumed, SavedPass, Saving, key};
 use longshore_infer::site::Site;
 use longshore_infer::stats::StatsWanted;
 use longshore_infer::sweep::Sweep;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 const EVERYTHING: StatsWanted = StatsWanted { channel_amax: true, channel_sum: true };
 
@@ -170,19 +172,27 @@ fn visits_show_the_rows_and_change_nothing() {
 #[test]
 fn a_calibration_goes_on_where_it_was_interrupted() {
     let Some(prompts) = prompts() else { return };
-    let model = Setup::new(Precision::Bfloat16).load().unwrap();
-    let want = calibrate(&model, &prompts, options(50));
-    let mut first = Calibrator::begin(&model, &prompts, options(50)).unwrap();
-    for _ in 0..3 {
-        first.next_layer().unwrap().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place { beside: &folder.path().join("out"), mark: ".calibration-" };
+    for precision in [Precision::Float32, Precision::Bfloat16] {
+        let model = Setup::new(precision).load().unwrap();
+        let want = calibrate(&model, &prompts, options(50));
+        let key = key(model.source(), &prompts, &precision.arithmetic()).unwrap();
+        for done in 0..=want.layers.len() {
+            let mut saved = SavedPass::open(place, &key, Duration::ZERO).unwrap().0;
+            let mut calibrator = Calibrator::begin(&model, &prompts, options(50)).unwrap();
+            let found: Vec<usize> = match calibrator.resume(&mut saved, |at, found| at == *found).unwrap() {
+                Resumed::Nothing => Vec::new(),
+                Resumed::Refused(why) => panic!("{why}"),
+                Resumed::Layers(found) => found,
+            };
+            assert_eq!(found, (0..done).collect::<Vec<_>>());
+            if calibrator.next_layer().unwrap().is_some() {
+                assert!(matches!(calibrator.save(&mut saved, &done), Saving::Saved));
+            }
+            assert!(calibrator.finish().unwrap() == want, "{precision:?} after {done} layers");
+        }
     }
-    let saved: Vec<Vec<f32>> = (0..first.n_batches()).map(|b| first.hidden(b).unwrap().1).collect();
-    let done = want.layers[..3].to_vec();
-    let again = Calibrator::resume(&model, &prompts, options(50), done.clone(), None).unwrap();
-    assert!(again.finish().unwrap() == want);
-    let mut restore = |batch: usize| Ok(saved[batch].clone());
-    let again = Calibrator::resume(&model, &prompts, options(50), done, Some(&mut restore)).unwrap();
-    assert!(again.finish().unwrap() == want);
 }
 
 #[test]
