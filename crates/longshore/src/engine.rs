@@ -15,8 +15,10 @@ use longshore_infer::error::Error as EngineError;
 use longshore_infer::memory::Demand;
 use longshore_infer::model::{Model, ModelOptions, check_ids};
 use longshore_infer::quantized::QuantState;
+use longshore_infer::resume;
 use longshore_infer::tokenizer::{Tokenizer, stop_ids};
 use longshore_quant::Element;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -82,6 +84,17 @@ impl Opened {
     /// Checks that a prompt has tokens, all of them the model's: before minutes go into reading weights.
     pub(crate) fn check_ids(&self, prompt: usize, ids: &[u32]) -> Result<(), EngineError> {
         check_ids(self.source.model.config.vocab_size, prompt, ids)
+    }
+
+    /// Identifies a pass of the model over `prompts`; `more` is what else decides its result.
+    pub(crate) fn pass_key(
+        &self,
+        args: &EngineArgs,
+        prompts: &[Vec<u32>],
+        more: &impl Serialize,
+    ) -> Result<String, EngineError> {
+        let dt_min = format!("{:?}", args.dt_min);
+        resume::key(&self.source, prompts, &(self.precision.arithmetic(), dt_min, args.batch_tokens, more))
     }
 
     /// Reads the weights that may stay in memory, of which `models` models share what there is.

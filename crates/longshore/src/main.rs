@@ -20,6 +20,7 @@ mod options;
 mod progress_bar;
 mod prompts;
 mod report;
+mod saving;
 mod units;
 
 use options::Env;

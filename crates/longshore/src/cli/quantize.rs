@@ -1,7 +1,7 @@
 //! Flags of `quantize`.
 
 use super::calibration::CalibArgs;
-use super::run::EngineArgs;
+use super::run::{EngineArgs, SaveArgs};
 use super::{MegatronArgs, Target};
 use crate::units;
 use clap::{Args, ValueEnum};
@@ -26,6 +26,8 @@ pub(crate) struct QuantizeArgs {
     pub(crate) megatron: MegatronArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) save: SaveArgs,
 }
 
 /// What is quantized how.

@@ -41,6 +41,16 @@ pub(crate) struct EngineArgs {
     pub(crate) allow_unmapped: bool,
 }
 
+/// What every command takes whose pass over a model goes on after an interruption.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct SaveArgs {
+    /// Save after a layer, so many seconds after the last time; the same command goes on from there. 0: after every
+    /// layer
+    #[arg(long, value_name = "SECONDS", default_value = "60")]
+    pub(crate) save_every: u32,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum PrecisionName {
     #[value(alias = "fp32", alias = "float32")]

@@ -15,6 +15,7 @@ use crate::error::UsageError;
 use crate::locate;
 use crate::options::{self, Direction, Env, Given, Origin, WriteOptions};
 use crate::report::Report;
+use crate::saving;
 use anyhow::Result;
 use longshore_ckpt::Format;
 use longshore_convert::plan::Quantized;
@@ -75,20 +76,26 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
         run::check_destination(plan, job.options.force)?;
     }
     let needed = quantization.needs_activations() || !is_plain(&config);
-    let (calibrated, observed) = if needed {
+    let destination = &jobs[0].paths.destination.value;
+    let (calibrated, observed, saver) = if needed {
         let set = calibration::load(&args.calib, &Pieces::of(&opened)?)?;
         fields["calibration"] = json!(set.report);
         let fc2 = args.what.fc2_amax == Fc2Amax::Megatron;
-        let (calibrated, observed) = calibrate::run(opened, args, &set, &quantization, &config, fc2, report)?;
-        (calibrated, Some(observed))
+        let observed = calibrate::run(opened, args, &set, &quantization, &config, fc2, destination, report)?;
+        fields["calibration"]["resumed_layers"] = json!(observed.resumed_layers);
+        (observed.calibrated, Some(observed.calibration), Some(observed.saver))
     } else {
+        saving::remove_others(calibrate::place(destination), report)?;
         report.status("Calibrated", "nothing: the scales of this config are found in the weights");
-        (Calibrated { weight_search: Search::of(&config.algorithm), ..Calibrated::default() }, None)
+        (Calibrated { weight_search: Search::of(&config.algorithm), ..Calibrated::default() }, None, None)
     };
     let mut results = Vec::new();
     for job in &jobs {
         let plan = job.plan(&quantized(&calibrated))?;
         results.push(write::execute_plan(&plan, &job.options, started, report)?);
+    }
+    if let Some(saver) = saver {
+        saver.discard();
     }
     fields["results"] = json!(results);
     let bytes = [plans[0].summary().source.bytes, plans[0].summary().target.bytes];

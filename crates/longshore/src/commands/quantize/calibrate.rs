@@ -1,16 +1,20 @@
 //! Runs the model on the samples and collects what the config's algorithm asks for.
 
+mod kept;
 mod scales;
 
 use crate::calibration::CalibrationSet;
 use crate::cli::quantize::QuantizeArgs;
 use crate::engine::{Opened, scratch};
 use crate::report::{Live, Report};
+use crate::saving::Saver;
 use crate::units::{count, counted, seconds};
 use anyhow::Result;
+use kept::Kept;
 use longshore_convert::quantized::{Calibrated, QuantLinear, Quantization};
 use longshore_infer::calibrate::{CalibrateOptions, Calibration, Calibrator, LayerStats};
 use longshore_infer::memory::Demand;
+use longshore_infer::resume::Place;
 use longshore_infer::site::Site;
 use longshore_infer::stats::StatsWanted;
 use longshore_infer::sweep::SweepOptions;
@@ -18,23 +22,50 @@ use longshore_quant::config::QuantConfig;
 use longshore_quant::search::Search;
 use scales::{Scaled, Scaling};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Instant;
 
-/// The magnitudes that were observed. `fc2_weighted`: of routed experts' second inputs, those times the router's weight.
-pub(super) fn run(
+/// What the folder of an interrupted calibration adds to the destination's name.
+const MARK: &str = ".calibration-";
+
+/// Where a calibration for this destination is saved.
+pub(super) fn place(destination: &Path) -> Place<'_> {
+    Place { beside: destination, mark: MARK }
+}
+
+/// What was observed.
+pub(super) struct Observed<'a> {
+    /// What is written.
+    pub(super) calibrated: Calibrated,
+    /// What the linears have read.
+    pub(super) calibration: Calibration,
+    /// Layers that an earlier run had observed.
+    pub(super) resumed_layers: usize,
+    /// Holds it all until it is written.
+    pub(super) saver: Saver<'a>,
+}
+
+/// The magnitudes for the checkpoint at `destination`. `fc2_weighted`: of routed experts' second inputs, those times the
+/// router's weight.
+#[expect(clippy::too_many_arguments, reason = "each is a decision that the command has made")]
+pub(super) fn run<'a>(
     opened: Opened,
     args: &QuantizeArgs,
     set: &CalibrationSet,
     quantization: &Quantization,
     config: &QuantConfig,
     fc2_weighted: bool,
-    report: &Report,
-) -> Result<(Calibrated, Calibration)> {
+    destination: &Path,
+    report: &'a Report,
+) -> Result<Observed<'a>> {
     report.status("Samples", &set.report.to_string());
     for warning in &set.report.warnings {
         report.note("Warning", warning);
     }
-    let started = Instant::now();
+    let decided = (args.what.all_experts, fc2_weighted, format!("{config:?} {quantization:?}"));
+    let key = opened.pass_key(&args.engine, &set.samples, &decided)?;
+    // Before weights are read: of two runs one is refused at once.
+    let mut saver = Saver::open(place(destination), &key, &args.save, report)?;
     let tokens: usize = set.samples.iter().map(Vec::len).sum();
     let demand = Demand {
         sequences: set.samples.len() as u64,
@@ -55,41 +86,71 @@ pub(super) fn run(
     };
     let mut calibrator = Calibrator::begin(&loaded.model, &set.samples, options)?;
     let layers = loaded.model.n_layers();
+    let fits = |layer, kept: &Kept| kept.fits(layer, quantization);
+    let before = saver.resume(layers, |saved| calibrator.resume(saved, fits))?;
+    let progress = Progress { started: Instant::now(), resumed: before.len(), layers };
     let mut scaled = Calibrated::default();
-    for layer in 0..layers {
+    for kept in before {
+        kept.append_to(&mut scaled);
+    }
+    for layer in progress.resumed..layers {
         let linears = Scaled::of(quantization, layer, &scaling);
         let found = linears.search(&mut calibrator, &scaling)?;
         let Some(stats) = calibrator.next_layer()? else { break };
+        let mut of_layer = Calibrated::default();
         match &scaling {
             Scaling::None => {}
-            Scaling::Awq(awq) => linears.keep(found, stats, awq, &mut scaled),
-            Scaling::Smooth { alpha } => linears.smooth(&loaded.model, precision, *alpha, stats, &mut scaled)?,
+            Scaling::Awq(awq) => linears.keep(found, stats, awq, &mut of_layer),
+            Scaling::Smooth { alpha } => linears.smooth(&loaded.model, precision, *alpha, stats, &mut of_layer)?,
         }
-        show(report, started, layer + 1, layers);
+        let kept = Kept::of(&of_layer);
+        saver.save(|saved| calibrator.save(saved, &kept));
+        kept.append_to(&mut scaled);
+        progress.show(layer + 1, report);
     }
     let calibration = calibrator.finish()?;
-    if report.progress() == Live::Redraw {
-        report.live("");
-    }
-    let took = started.elapsed();
-    let rate = tokens as u128 * 1000 / took.as_millis().max(1);
-    let time = seconds(took.as_secs_f64());
-    let text = format!("{} in {time} ({} tokens/s)", counted(layers as u64, "layer"), count(rate as u64));
-    report.status("Calibrated", &text);
+    progress.end(tokens, report);
     let mut calibrated = magnitudes(&calibration, quantization, fc2_weighted);
     calibrated.inputs.append(&mut scaled.inputs);
     let weight_search = Search::of(&config.algorithm);
-    Ok((Calibrated { weight_search, inputs: calibrated.inputs, kv: calibrated.kv, ..scaled }, calibration))
+    let calibrated = Calibrated { weight_search, inputs: calibrated.inputs, kv: calibrated.kv, ..scaled };
+    Ok(Observed { calibrated, calibration, resumed_layers: progress.resumed, saver })
 }
 
-/// How far it is: redrawn on a terminal, else a line for every tenth.
-fn show(report: &Report, started: Instant, done: usize, layers: usize) {
-    let left = started.elapsed().as_secs_f64() / done as f64 * (layers - done) as f64;
-    let text = format!("layer {done} of {layers}, {} left", seconds(left));
-    match report.progress() {
-        Live::Redraw => report.live(&format!("Calibrating  {text}")),
-        Live::Lines if done * 10 / layers > (done - 1) * 10 / layers => report.status("Calibrating", &text),
-        Live::Off | Live::Lines => {}
+/// How far a calibration is.
+struct Progress {
+    started: Instant,
+    /// Layers that an earlier run had done.
+    resumed: usize,
+    layers: usize,
+}
+
+impl Progress {
+    /// Redrawn on a terminal, else a line for every tenth.
+    fn show(&self, done: usize, report: &Report) {
+        let per_layer = self.started.elapsed().as_secs_f64() / (done - self.resumed) as f64;
+        let text =
+            format!("layer {done} of {}, {} left", self.layers, seconds(per_layer * (self.layers - done) as f64));
+        match report.progress() {
+            Live::Redraw => report.live(&format!("Calibrating  {text}")),
+            Live::Lines if done * 10 / self.layers > (done - 1) * 10 / self.layers => {
+                report.status("Calibrating", &text);
+            }
+            Live::Off | Live::Lines => {}
+        }
+    }
+
+    /// After the last layer.
+    fn end(&self, tokens: usize, report: &Report) {
+        if report.progress() == Live::Redraw {
+            report.live("");
+        }
+        let (computed, took) = (self.layers - self.resumed, self.started.elapsed());
+        let layers = counted(computed as u64, "layer");
+        let time = seconds(took.as_secs_f64());
+        let all = tokens as u128 * computed as u128 / self.layers.max(1) as u128;
+        let rate = count((all * 1000 / took.as_millis().max(1)) as u64);
+        report.status("Calibrated", &format!("{layers} in {time} ({rate} tokens/s)"));
     }
 }
 
