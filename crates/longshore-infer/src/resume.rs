@@ -221,7 +221,7 @@ impl SavedPass {
                 .ok_or_else(|| damaged(&name))?;
             for line in bytes.split_inclusive(|&b| b == b'\n') {
                 let record = serde_json::from_slice(line).ok().filter(|record| check(records.len(), record));
-                records.push(record.filter(|_| part.layers <= n_layers).ok_or_else(|| damaged(&name))?);
+                records.push(record.ok_or_else(|| damaged(&name))?);
             }
             if records.len() != part.layers {
                 return Err(damaged(&name));
