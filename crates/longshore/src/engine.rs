@@ -93,8 +93,8 @@ impl Opened {
         prompts: &[Vec<u32>],
         more: &impl Serialize,
     ) -> Result<String, EngineError> {
-        let dt_min = format!("{:?}", args.dt_min);
-        resume::key(&self.source, prompts, &(self.precision.arithmetic(), dt_min, args.batch_tokens, more))
+        let how = format!("{:?} {:?}", args.dt_min, args.weights);
+        resume::key(&self.source, prompts, &(self.precision.arithmetic(), how, args.batch_tokens, more))
     }
 
     /// Reads the weights that may stay in memory, of which `models` models share what there is.

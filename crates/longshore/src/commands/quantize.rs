@@ -83,6 +83,7 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
         let fc2 = args.what.fc2_amax == Fc2Amax::Megatron;
         let observed = calibrate::run(opened, args, &set, &quantization, &config, fc2, destination, report)?;
         fields["calibration"]["resumed_layers"] = json!(observed.resumed_layers);
+        fields["calibration"]["tokens_per_second"] = json!(observed.tokens_per_second);
         (observed.calibrated, Some(observed.calibration), Some(observed.saver))
     } else {
         saving::remove_others(calibrate::place(destination), report)?;

@@ -41,6 +41,8 @@ pub(super) struct Observed<'a> {
     pub(super) calibration: Calibration,
     /// Layers that an earlier run had observed.
     pub(super) resumed_layers: usize,
+    /// How fast the others were.
+    pub(super) tokens_per_second: u64,
     /// Holds it all until it is written.
     pub(super) saver: Saver<'a>,
 }
@@ -109,12 +111,12 @@ pub(super) fn run<'a>(
         progress.show(layer + 1, report);
     }
     let calibration = calibrator.finish()?;
-    progress.end(tokens, report);
+    let tokens_per_second = progress.end(tokens, report);
     let mut calibrated = magnitudes(&calibration, quantization, fc2_weighted);
     calibrated.inputs.append(&mut scaled.inputs);
     let weight_search = Search::of(&config.algorithm);
     let calibrated = Calibrated { weight_search, inputs: calibrated.inputs, kv: calibrated.kv, ..scaled };
-    Ok(Observed { calibrated, calibration, resumed_layers: progress.resumed, saver })
+    Ok(Observed { calibrated, calibration, resumed_layers: progress.resumed, tokens_per_second, saver })
 }
 
 /// How far a calibration is.
@@ -140,8 +142,8 @@ impl Progress {
         }
     }
 
-    /// After the last layer.
-    fn end(&self, tokens: usize, report: &Report) {
+    /// After the last layer: tokens a second.
+    fn end(&self, tokens: usize, report: &Report) -> u64 {
         if report.progress() == Live::Redraw {
             report.live("");
         }
@@ -149,8 +151,9 @@ impl Progress {
         let layers = counted(computed as u64, "layer");
         let time = seconds(took.as_secs_f64());
         let all = tokens as u128 * computed as u128 / self.layers.max(1) as u128;
-        let rate = count((all * 1000 / took.as_millis().max(1)) as u64);
-        report.status("Calibrated", &format!("{layers} in {time} ({rate} tokens/s)"));
+        let rate = (all * 1000 / took.as_millis().max(1)) as u64;
+        report.status("Calibrated", &format!("{layers} in {time} ({} tokens/s)", count(rate)));
+        rate
     }
 }
 
