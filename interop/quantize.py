@@ -15,6 +15,7 @@ and config:
            amax values in it, the logits are those of ModelOpt's model, to the bit
   te       the same with the modules of the Transformer Engine (parameters only: keys, amaxes, extra states, no logits)
   hf       against export_hf_checkpoint of transformers, where inputs are observed as servers quantize them
+  wide     the same restores at tp 4, ep 4, pp 2; layouts at which ModelOpt 0.47 cannot save must still be refused
   wrong    a changed amax, a lost extra state, exchanged scales of keys and values: each must be seen
 
 One line per check; exit status 1 if one failed. SKIPPED is what Longshore cannot do yet: with --full it counts as failed.
@@ -69,6 +70,13 @@ MORE = ["MXFP4_DEFAULT_CFG", "MXFP6_DEFAULT_CFG", "MXINT8_DEFAULT_CFG", "W4A8_NV
 # compared with the export of transformers instead.
 NO_MEGATRON_EXPORT = ["FP8_PER_CHANNEL_PER_TOKEN_CFG", "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG", "INT8_DEFAULT_CFG", "INT8_WEIGHT_ONLY_CFG"]
 SQUARES = ["FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG"]      # of 128, which a half of in_proj's rows does not hold
+
+
+def ranks(layout):
+    """Processes of a layout, which may have other options beside it."""
+    size = {layout[i]: int(layout[i + 1]) for i in range(len(layout)) if layout[i] in ("--tp", "--pp", "--ep", "--etp")}
+    tp, pp, ep = (size.get(x, 1) for x in ("--tp", "--pp", "--ep"))
+    return pp * max(tp, ep * size.get("--etp", 1 if ep > 1 else tp))
 
 
 class Skipped(Exception):
@@ -133,6 +141,18 @@ class Checks:
                 return f"seen: {str(e)[:110]}"
             raise Failed("what is wrong on purpose was not seen")
         self.check(f"wrong    {name}", refused)
+
+    def refused(self, name, why, *args):
+        """Passes where ModelOpt's own save ends with `why`. Where it does not any more, the layout is one to be restored."""
+        def refused():
+            try:
+                self.ask("quantize_megatron", *args)
+            except Failed as e:
+                if why not in str(e):
+                    raise
+                return f"ModelOpt's own save ends with `{why}`"
+            raise Failed("ModelOpt can save at this layout")
+        self.check(f"refused  {name}", refused)
 
     def ask(self, script, argv, computing, ranks=0):
         pool = self.pools[computing].get()
@@ -257,10 +277,7 @@ class Checks:
         return f"{same + inputs} tensors equal"
 
     def restore(self, ckpt, hf, form, *options):
-        size = {options[i]: int(options[i + 1]) for i in range(len(options)) if options[i] in ("--tp", "--pp", "--ep", "--etp")}
-        tp, pp, ep = (size.get(x, 1) for x in ("--tp", "--pp", "--ep"))
-        ranks = pp * max(tp, ep * size.get("--etp", 1 if ep > 1 else tp))
-        return self.ask("quantize_megatron", ["restore", ckpt, "--hf", hf, "--form", form, *options], form.startswith("compute"), ranks)
+        return self.ask("quantize_megatron", ["restore", ckpt, "--hf", hf, "--form", form, *options], form.startswith("compute"), ranks(options))
 
     def engine(self, model, theirs, which, *options):
         """Longshore's float32 logits against those that Megatron computed."""
@@ -345,6 +362,20 @@ class Checks:
             bad = checks.damaged(ours, self.path("damaged", label.replace(" ", "-")), key, None)
             self.wrong(f"no amax of keys, {label}", self.restore, bad, hf, form)
 
+    def wide(self, form, config, layouts, refused, why):
+        """Parallel sizes above 2, of a checkpoint that is cut for the largest; `refused` are layouts at which ModelOpt cannot save."""
+        label, hf = f"{form} wide {config.replace('_DEFAULT_CFG', '').removesuffix('_CFG')}", self.model("wide")
+        ours = self.path("ours-" + form, "wide", config)
+        cut = ["--spec", form, "--tp", 4, "--pp", 2, "--ep", 4, "--etp", 1]
+        if not self.check(f"quantize {label}", lambda: self.quantize(hf, ours, config, *cut) and ""):
+            return
+        where = lambda layout: "".join(str(x).removeprefix("--") for x in layout)
+        for layout in layouts:
+            self.check(f"restore  {label} {where(layout)}", self.restore, ours, hf, form, *layout)
+        for layout in refused:
+            argv = ["save", hf, self.path("theirs", "wide", form, config, where(layout)), "--config", config, "--form", form, *layout]
+            self.refused(f"{label} {where(layout)}", why, argv, False, ranks(layout))
+
     def transformers(self, name, config):
         """Against the export of transformers. Of plain FP8 it keeps a scale for each of q, k and v, where Megatron has one for the
         three and so has Longshore; it has no MTP layers, nor amax values that depend on the router."""
@@ -369,13 +400,13 @@ class Checks:
     def run(self):
         a = self.a
         names = ["moe"] if a.quick else ["moe", "dense", "latent"]
-        for name in [*names, "moe-f32", *([] if a.quick else ["mtp", "dense-f32"])]:
+        for name in [*names, "moe-f32", *([] if a.quick else ["mtp", "dense-f32", "wide"])]:
             self.model(name)
         jobs = [(self.pair, "moe", c) for c in (QUICK if a.quick else CONFIGS + MORE if a.full else CONFIGS)]
         jobs += [] if a.quick else [(self.pair, "dense", c) for c in QUICK]
         jobs += [] if a.quick else [(self.pair, "dense-f32", c) for c in QUICK]
         jobs += [(self.pair, "moe-f32", c) for c in (QUICK[:1] if a.quick else CONFIGS if a.full else QUICK)]
-        # ModelOpt 0.47 cannot load its own amax values of grouped experts where tp is 2 and etp 1: their replicas are counted wrong.
+        # With etp below tp and ep above 1 ModelOpt 0.47 cannot load its own amax values of grouped experts: see `wide`.
         layouts = [TWO[0]] if a.quick else TWO
         jobs += [(self.te, "moe", "FP8_DEFAULT_CFG+FP8_KV_CFG", "te", layouts + ([("--pp", 2), ("--tp", 2, "--ep", 2, "--etp", 2)] if a.full else []))]
         if not a.quick:
@@ -383,6 +414,7 @@ class Checks:
             jobs += [(self.te, "dense", "FP8_DEFAULT_CFG+FP8_KV_CFG", "te", TWO[:2] + [("--pp", 2)]), (self.te, "latent", "FP8_DEFAULT_CFG", "te", TWO[::2])]
             jobs += [(self.te, "latent", "NVFP4_DEFAULT_CFG", "te", TWO[:1]), (self.te, "mtp", "FP8_DEFAULT_CFG+FP8_KV_CFG", "te", TWO[:1])]
             jobs += [(self.te, "moe", c, form, TWO) for form in ("local", "local-fused") for c in ("FP8_DEFAULT_CFG", "FP8_DEFAULT_CFG+FP8_KV_CFG")]
+            jobs += self.wide_jobs()
             jobs += [(self.transformers, n, c) for n in names for c in QUICK]
             # Of squares ModelOpt's export through transformers leaves the names of the scales as they are in the module tree.
             whole = [c for c in NO_MEGATRON_EXPORT if c not in SQUARES]
@@ -392,6 +424,20 @@ class Checks:
         for pools in self.pools.values():
             pools.get().close()
         return self.report()
+
+    def wide_jobs(self):
+        layout = lambda tp, pp, ep, etp: ("--tp", tp, "--pp", pp, "--ep", ep, "--etp", etp)
+        widest, cut = layout(4, 2, 4, 1), layout(4, 2, 1, 4)
+        righted = (*widest, "--right-replicas")
+        more = [layout(1, 2, 4, 1), layout(2, 2, 2, 2), layout(4, 1, 2, 4)] if self.a.full else []
+        grouped, sequential = "Invalid access pattern", "TP+EP is not supported"     # experts in one module, or one by one
+        jobs = [(self.wide, "te", "FP8_DEFAULT_CFG+FP8_KV_CFG", [cut, righted, *more], [widest], grouped)]
+        jobs += [(self.wide, "local", "FP8_DEFAULT_CFG", [cut, *([layout(1, 1, 4, 1)] if self.a.full else [])], [widest], sequential)]
+        if self.a.full:
+            jobs += [(self.wide, "te", "NVFP4_DEFAULT_CFG", [cut, righted, *more], [widest], grouped)]
+            # ModelOpt cuts a channel's magnitudes by tp, also where the experts are whole.
+            jobs += [(self.wide, "te", "INT8_DEFAULT_CFG", [cut, *more], [widest, layout(4, 1, 1, 1)], grouped)]
+        return jobs
 
     def report(self):
         count = lambda word: sum(w == word for _, w in self.results)

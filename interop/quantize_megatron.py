@@ -1,7 +1,9 @@
 """Quantizes Megatron models with NVIDIA ModelOpt, saves them, and restores quantized checkpoints; one process per rank.
 
-    quantize_megatron.py save HF OUT --config NAME [--form FORM] [--tp N] [--ep N] [--export]
-    quantize_megatron.py restore CKPT --hf HF --form FORM [--tp N] [--pp N] [--ep N] [--etp N] [--strict MODE] [--like OUT]
+    quantize_megatron.py save HF OUT --config NAME [--form FORM] [LAYOUT] [--export]
+    quantize_megatron.py restore CKPT --hf HF --form FORM [LAYOUT] [--strict MODE] [--like OUT] [--right-replicas]
+
+LAYOUT: [--tp N] [--pp N] [--ep N] [--etp N]
 
 FORM: `compute` (local modules, torch norms, local attention: the forward pass works), `compute-separate` (the same, norms
 under their own names), `te`, `local`, `local-fused` (with the stand-ins of the Transformer Engine, by parameters only).
@@ -12,7 +14,7 @@ quantizer is calibrated with values made up for it, so that keys and extra state
 
 `restore` builds the model, lets ModelOpt insert its quantizers from modelopt_state and the extra states, loads, and compares
 every weight with HF, every quantizer tensor with what the file holds, and the keys that the ranks asked for with those of
-the file. --like compares quantizers and, after taking over its amax values, logits with those that `save` wrote.
+the file. --right-replicas repairs a defect of ModelOpt's (`right_replicas`). --like compares quantizers and, after taking over its amax values, logits with those that `save` wrote.
 """
 import argparse
 import json
@@ -161,7 +163,10 @@ def restore(a):
     defect = repair_grouped(model)
     common = M.dc.load_common_state_dict(stored.folder)
     meta = {k: v for k, v in (M.dc.load_content_metadata(preloaded_state_dict=common) or {}).items() if v is not None}
-    state = M.dc.load({"model": sharded(model, metadata(meta))}, stored.folder, strict=a.strict)
+    wanted = sharded(model, metadata(meta))
+    if a.right_replicas:
+        right_replicas(wanted)
+    state = M.dc.load({"model": wanted}, stored.folder, strict=a.strict)
     result = model.load_state_dict(state["model"], strict=False)
     bad += [f"rank {rank}: missing {k}" for k in result.missing_keys if "_extra_state" not in k]
     asked = set()
@@ -215,6 +220,18 @@ def repair_grouped(model):
     return lost
 
 
+def right_replicas(state):
+    """Numbers the copies of the experts' magnitudes as megatron-core does those of their weights.
+
+    ModelOpt 0.47 numbers them by the tp rank. Where etp is smaller than tp, an expert is on some tp ranks only; unless rank 0 is
+    among them there is no first copy, which megatron-core takes for an error in loads and saves.
+    """
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    for sh in nested_values(state):
+        if isinstance(sh, ShardedTensor) and ".experts." in sh.key and "weight_quantizer" in sh.key:
+            sh.replica_id = (0, M.mpu.get_expert_tensor_parallel_rank(), M.mpu.get_expert_data_parallel_rank())
+
+
 def flat(model, meta):
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedBase, apply_factories
@@ -260,6 +277,7 @@ def main():
     two.add_argument("ckpt")
     two.add_argument("--hf", required=True)
     two.add_argument("--like")
+    two.add_argument("--right-replicas", action="store_true")
     two.add_argument("--strict", default="assume_ok_unexpected")
     two.add_argument("--tolerance", type=float, default=0.0)
     for p in (one, two):
