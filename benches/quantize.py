@@ -29,12 +29,12 @@ from stream import watch  # noqa: E402
 
 FORMATS = {
     "fp8": ["FP8_DEFAULT_CFG", "--weight-only"],
-    "fp8 channel": ["FP8_PER_CHANNEL_PER_TOKEN_CFG", "--weight-only"],
+    "fp8 channel": ["FP8_PER_CHANNEL_PER_TOKEN_CFG"],
     "int8": ["INT8_WEIGHT_ONLY_CFG"],
     "int4": ["INT4_BLOCKWISE_WEIGHT_ONLY_CFG"],
     "nvfp4": ["W4A16_NVFP4_CFG"],
-    "mxfp8": ["MXFP8_DEFAULT_CFG", "--weight-only"],
-    "mxfp4": ["MXFP4_DEFAULT_CFG", "--weight-only"],
+    "mxfp8": ["MXFP8_DEFAULT_CFG"],
+    "mxfp4": ["MXFP4_DEFAULT_CFG"],
 }
 
 

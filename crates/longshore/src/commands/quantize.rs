@@ -14,7 +14,7 @@ use crate::engine::Opened;
 use crate::error::UsageError;
 use crate::locate;
 use crate::options::{self, Direction, Env, Given, Origin, WriteOptions};
-use crate::report::Report;
+use crate::report::{Report, peak_memory};
 use crate::saving;
 use anyhow::Result;
 use longshore_ckpt::Format;
@@ -125,6 +125,7 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
         fields["samples"] = json!(samples::run(source, result, &args.engine, env, report)?);
     }
     if report.is_json() {
+        fields["peak_memory"] = json!(peak_memory());
         report.json("quantize", &fields)?;
     }
     Ok(Answer::Yes)
