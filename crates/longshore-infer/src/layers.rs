@@ -47,8 +47,8 @@ impl<B: Backend> Linear<B> {
 pub struct ExpertLinears<B: Backend> {
     /// `[out, in]` of each expert.
     pub matrices: Vec<B::Matrix>,
-    /// What the input of all of them goes through first.
-    pub input: Option<Box<InputQuantizer>>,
+    /// What the input goes through first: nothing, one quantizer for all experts, or one for each.
+    pub inputs: Vec<InputQuantizer>,
 }
 
 /// Weights of a Mamba-2 mixer.

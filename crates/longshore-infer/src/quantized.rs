@@ -64,6 +64,17 @@ pub struct LinearQuant {
     pub input: Option<(Scheme, Amax)>,
     /// What its input is multiplied with before that, `[in]`, also where the input is not quantized.
     pub pre_quant_scale: Option<Vec<f32>>,
+    /// Of routed experts whose inputs are treated differently, `input` and `pre_quant_scale` of each; else empty.
+    pub expert_inputs: Vec<ExpertInput>,
+}
+
+/// What quantization does to the input of one routed expert.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ExpertInput {
+    /// As [`LinearQuant::input`].
+    pub input: Option<(Scheme, Amax)>,
+    /// As [`LinearQuant::pre_quant_scale`].
+    pub pre_quant_scale: Option<Vec<f32>>,
 }
 
 impl LinearQuant {
@@ -130,6 +141,10 @@ impl QuantState {
             {
                 return Err(error(module, &format!("{} weights, expected {experts}", stages.len())));
             }
+            let inputs = linear.expert_inputs.len();
+            if inputs > 0 && inputs as u64 != experts {
+                return Err(error(module, &format!("{inputs} inputs, expected {experts}")));
+            }
         }
         match self.attention.keys().find(|module| !operands.contains(*module)) {
             Some(module) => Err(error(module, "the model has no such operand of attention")),
@@ -145,6 +160,19 @@ impl QuantState {
         }
         let (scale, quant) = (linear.pre_quant_scale.clone(), linear.input.clone());
         InputQuantizer::new(module, self.element, quant, scale, cols).map(|q| Some(Box::new(q)))
+    }
+
+    /// The input quantizers of the routed experts' linears `module`: none, one for all of them, or one for each.
+    pub(crate) fn expert_inputs(&self, module: &str, cols: usize) -> Result<Vec<InputQuantizer>> {
+        let each = self.linears.get(module).map_or(&[][..], |linear| &linear.expert_inputs);
+        if each.is_empty() {
+            return Ok(self.input(module, cols)?.map(|quantizer| *quantizer).into_iter().collect());
+        }
+        let of = |expert: &ExpertInput| {
+            let (scale, quant) = (expert.pre_quant_scale.clone(), expert.input.clone());
+            InputQuantizer::new(module, self.element, quant, scale, cols)
+        };
+        each.iter().map(of).collect()
     }
 
     /// The quantizer of an operand of attention.

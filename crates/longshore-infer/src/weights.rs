@@ -140,8 +140,13 @@ impl<B: Backend> Loader<'_, B> {
 
     fn input_of(&self, prefix: &str, site: Site) -> Result<Option<Box<InputQuantizer>>> {
         let Some(quant) = self.quant else { return Ok(None) };
+        quant.input(&format!("{prefix}{}", site.module()), self.columns(prefix, site))
+    }
+
+    /// Input features of a linear.
+    fn columns(&self, prefix: &str, site: Site) -> usize {
         let cols = self.tensors(prefix, site).first().and_then(|n| self.source.tensor(n).0.last().copied());
-        quant.input(&format!("{prefix}{}", site.module()), cols.unwrap_or_default() as usize)
+        cols.unwrap_or_default() as usize
     }
 
     /// A whole tensor `[out, in]` as a matrix, whatever is quantized.
@@ -232,7 +237,10 @@ impl<B: Backend> Loader<'_, B> {
         let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
         results.sort_by_key(|r| r.0);
         let matrices = results.into_iter().map(|r| r.1).collect::<Result<_>>()?;
-        Ok(ExpertLinears { matrices, input: self.input_of(prefix, site)? })
+        let cols = self.columns(prefix, site);
+        let module = format!("{prefix}{}", site.module());
+        let inputs = self.quant.map_or_else(|| Ok(Vec::new()), |quant| quant.expert_inputs(&module, cols))?;
+        Ok(ExpertLinears { matrices, inputs })
     }
 
     /// The router's matrix, which is used in float32 in every precision.

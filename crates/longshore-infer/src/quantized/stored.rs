@@ -1,6 +1,6 @@
 //! The quantization of a checkpoint that has quantizers.
 
-use super::{LinearQuant, QuantState, RoutedFc2, WeightQuant, WeightStage};
+use super::{ExpertInput, LinearQuant, QuantState, RoutedFc2, WeightQuant, WeightStage};
 use crate::error::Result;
 use longshore_ckpt::Format;
 use longshore_convert::quantized::{Calibrated, QuantLinear, Quantization, WeightAmax};
@@ -23,12 +23,23 @@ impl QuantState {
                 pre_quant_scale: calibrated.pre_quant_scales.get(&q.linear.module).map(|s| s.to_vec()),
                 ..LinearQuant::default()
             });
+            if q.linear.expert.is_some() {
+                let pre_quant_scale = calibrated.pre_quant_scales.get(&q.linear.module).map(|s| s.to_vec());
+                let input = q.input_scheme.map(|scheme| (scheme, input_amax(q, calibrated)));
+                linear.expert_inputs.push(ExpertInput { input, pre_quant_scale });
+            }
             match q.linear.expert {
                 None => linear.weight = WeightQuant::Same(stages),
                 Some(_) => match &mut linear.weight {
                     WeightQuant::PerExpert(experts) => experts.push(stages),
                     WeightQuant::Same(_) => linear.weight = WeightQuant::PerExpert(vec![stages]),
                 },
+            }
+        }
+        for linear in state.linears.values_mut() {
+            // Where experts agree, a token's row is quantized once for all of its experts.
+            if linear.expert_inputs.windows(2).all(|pair| pair[0] == pair[1]) {
+                linear.expert_inputs.clear();
             }
         }
         state.operands(quantization, calibrated);

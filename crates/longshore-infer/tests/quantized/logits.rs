@@ -6,7 +6,7 @@ use longshore_convert::config::LayerSpec;
 use longshore_infer::backend::cpu::{Cpu, Precision};
 use longshore_infer::cache::Sequence;
 use longshore_infer::model::{Model, Positions, Run};
-use longshore_infer::quantized::{LinearQuant, QuantState, RoutedFc2, WeightQuant, WeightStage};
+use longshore_infer::quantized::{ExpertInput, LinearQuant, QuantState, RoutedFc2, WeightQuant, WeightStage};
 use longshore_infer::site::{Site, linears};
 use longshore_quant::{Amax, Element, Granularity, MxElement, Scheme};
 
@@ -52,7 +52,8 @@ fn state(layers: &[LayerSpec], reference: &Tensors, config: usize, derive: bool)
             let pre_quant_scale = get(".pre_quant_scale");
             let weight_scale = pre_quant_scale.as_ref().map(|scale| scale.iter().map(|s| 1.0 / s).collect());
             let input = input.map(|scheme| (scheme, amax(get(".input").unwrap_or_default())));
-            state.linears.insert(module, LinearQuant { weight, weight_scale, input, pre_quant_scale });
+            let linear = LinearQuant { weight, weight_scale, input, pre_quant_scale, ..LinearQuant::default() };
+            state.linears.insert(module, linear);
         }
         for site in [Site::Key, Site::Value] {
             let module = format!("decoder.layers.{i}.{}", site.module());
@@ -176,6 +177,27 @@ fn megatrons_quantized_model_is_near() {
     assert!(before < 0.6 * unquantized && before < after, "{before} {after} {unquantized}");
 }
 
+#[test]
+fn every_expert_scales_its_own_input() {
+    let Some(prompts) = prompts() else { return };
+    // Behind a squared ReLU a scale is squared; powers of two leave the bits as they are.
+    let scale = |first: bool, expert: i32| {
+        let scale = 0.5f32.powi(expert);
+        ExpertInput { pre_quant_scale: Some(vec![if first { scale } else { 1.0 / (scale * scale) }; 128]), input: None }
+    };
+    for (precision, element) in [(Precision::Float32, Element::Float32), (Precision::Bfloat16, Element::Bfloat16)] {
+        let plain = Setup::new(precision).load().unwrap();
+        let mut state = QuantState::new(element);
+        for (module, first) in [("linear_fc1", true), ("linear_fc2", false)] {
+            let expert_inputs = (0..4).map(|expert| scale(first, expert)).collect();
+            let linear = LinearQuant { expert_inputs, ..LinearQuant::default() };
+            state.linears.insert(format!("decoder.layers.1.mlp.experts.{module}"), linear);
+        }
+        let model = Setup::quantized(precision, state).load().unwrap();
+        assert!(logits(&model, &prompts, 40) == logits(&plain, &prompts, 40), "{precision:?}");
+    }
+}
+
 fn linear<'a>(state: &'a mut QuantState, module: &str) -> &'a mut LinearQuant {
     state.linears.get_mut(module).expect("a linear")
 }
@@ -197,6 +219,9 @@ fn a_state_that_does_not_fit_the_model_is_an_error_that_names_the_module() {
     assert_eq!(error, format!("quantization of `{module}`: the input has 0 amax values, expected 1"));
     let error = fails(&|state| linear(state, module).pre_quant_scale = Some(vec![1.0; 3]));
     assert_eq!(error, format!("quantization of `{module}`: `pre_quant_scale` has not 128 values"));
+    let experts = "decoder.layers.1.mlp.experts.linear_fc1";
+    let error = fails(&|state| linear(state, experts).expert_inputs = vec![ExpertInput::default(); 3]);
+    assert_eq!(error, format!("quantization of `{experts}`: 3 inputs, expected 4"));
     let block = WeightStage { scheme: Scheme::Int4 { block: 96 }, amax: None };
     let error = fails(&|state| linear(state, module).weight = WeightQuant::Same(vec![block.clone()]));
     assert_eq!(error, format!("quantization of `{module}`: [256, 128] does not divide into blocks of 96 columns"));

@@ -129,6 +129,19 @@ impl Sent {
         Self { rows, starts }
     }
 
+    /// Rows of the experts, in their order, as each one's own quantizer leaves them.
+    fn quantize(&self, cpu: &Cpu, rows: &[f32], width: usize, quantizers: &[InputQuantizer]) -> Pooled<f32> {
+        let mut data = cpu.floats(rows.len());
+        row_blocks(&cpu.pool, &mut data, width, 8, |first, out| {
+            out.copy_from_slice(&rows[first * width..][..out.len()]);
+            for (i, row) in out.chunks_exact_mut(width).enumerate() {
+                let expert = self.starts.partition_point(|&start| start <= first + i) - 1;
+                quantizers[expert].apply(row);
+            }
+        });
+        data
+    }
+
     /// Experts with tokens, and how many.
     fn busy(&self) -> impl Iterator<Item = (usize, usize)> {
         self.starts.windows(2).enumerate().map(|(e, w)| (e, w[1] - w[0])).filter(|&(_, rows)| rows > 0)
@@ -146,8 +159,8 @@ fn experts<T: Element>(
     let Routed { sent, routing, .. } = *x;
     let (width, ffn) = (x.rows.width, w.spec.expert_ffn as usize);
     let tokens = x.rows.data.len() / width;
-    // A token's row is quantized once for all of its experts.
-    let input = quantized::<T>(cpu, x.rows, w.fc1.input.as_deref());
+    // A token's row is quantized once for all of its experts, unless each has a quantizer of its own.
+    let input = if let [all] = &w.fc1.inputs[..] { quantized::<T>(cpu, x.rows, Some(all)) } else { None };
     let input = input.as_deref().unwrap_or(x.plain);
     if probe.all_experts() {
         show_all::<T>(cpu, w, x.rows, input, probe)?;
@@ -157,10 +170,15 @@ fn experts<T: Element>(
         let (site, experts) = (Site::ExpertFc1, Some(experts));
         probe.inputs(cpu, &Inputs { site, rows: x.rows, count: tokens, experts })?;
     }
-    let mut gathered = T::buffer(cpu, sent.rows.len() * width);
-    for (row, &(token, _)) in gathered.chunks_exact_mut(width).zip(&sent.rows) {
-        row.copy_from_slice(&input[token * width..][..width]);
-    }
+    let gathered = if w.fc1.inputs.len() > 1 {
+        let mut gathered = cpu.floats(sent.rows.len() * width);
+        gather(&mut gathered, &x.rows.data, sent, width);
+        T::own(cpu, sent.quantize(cpu, &gathered, width, &w.fc1.inputs))
+    } else {
+        let mut gathered = T::buffer(cpu, sent.rows.len() * width);
+        gather(&mut gathered, input, sent, width);
+        gathered
+    };
     let mut inner = rows(cpu, sent.rows.len(), w.spec.expert_ffn);
     let mut jobs = split(sent, &w.fc1.matrices, &gathered, width, &mut inner.data, ffn);
     let mut shared = shared;
@@ -184,7 +202,10 @@ fn experts<T: Element>(
             }
         });
     }
-    let inner = enter::<T>(cpu, &inner, w.fc2.input.as_deref());
+    let inner = match &w.fc2.inputs[..] {
+        each @ [_, _, ..] => Input::Rounded(T::own(cpu, sent.quantize(cpu, &inner.data, ffn, each))),
+        inputs => enter::<T>(cpu, &inner, inputs.first()),
+    };
     let mut results = cpu.floats(sent.rows.len() * width);
     let mut jobs = split(sent, &w.fc2.matrices, &inner, ffn, &mut results, width);
     let shared = match shared {
@@ -217,6 +238,13 @@ fn experts<T: Element>(
     Ok(out)
 }
 
+/// The rows that are sent to the experts.
+fn gather<T: Copy>(into: &mut [T], rows: &[T], sent: &Sent, width: usize) {
+    for (row, &(token, _)) in into.chunks_exact_mut(width).zip(&sent.rows) {
+        row.copy_from_slice(&rows[token * width..][..width]);
+    }
+}
+
 /// Shows the probe all tokens in every expert, one expert at a time.
 fn show_all<T: Element>(
     cpu: &Cpu,
@@ -233,6 +261,9 @@ fn show_all<T: Element>(
             probe.inputs(cpu, &Inputs { site: Site::ExpertFc1, rows: x, count: tokens, experts })?;
         }
         if probe.wants(Site::ExpertFc2) {
+            let own = w.fc1.inputs.get(e).filter(|_| w.fc1.inputs.len() > 1);
+            let own = quantized::<T>(cpu, x, own);
+            let input = own.as_deref().unwrap_or(input);
             let mut inner = rows(cpu, tokens, w.spec.expert_ffn);
             cpu.products(&mut [(input, fc1, &mut inner.data)]);
             cpu.relu_squared_rows(&mut inner.data, inner.width);
