@@ -9,7 +9,7 @@ use crate::backend::{Backend, Inputs, Probe};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::resume::{Resumed, SavedPass, Saving};
-use crate::search::{self, Awq, Found, Targets, Unit};
+use crate::search::{self, Awq, Channels, Found, Targets, Unit};
 use crate::site::Site;
 use crate::stats::{InputStats, StatsWanted};
 use crate::sweep::{Sweep, SweepOptions};
@@ -82,6 +82,11 @@ impl<B: Backend + 'static> Calibrator<B> {
     /// Saves the statistics of the last layer, and what was `found` besides, if it is time.
     pub fn save<T: Serialize>(&self, saved: &mut SavedPass, found: &T) -> Saving {
         self.layers.last().map_or(Saving::Later, |stats| self.sweep.save(saved, &(stats, found)))
+    }
+
+    /// What AWQ asks of the inputs of the next layer, which is computed after that as if nothing had been.
+    pub fn observe_layer(&mut self, targets: &Targets, awq: &Awq) -> Result<BTreeMap<Unit, Channels>> {
+        search::observe(&self.model, &mut self.sweep, self.layers.len(), targets, awq)
     }
 
     /// Searches the next layer, which is computed after that as if nothing had been.

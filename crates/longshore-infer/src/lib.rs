@@ -27,6 +27,7 @@ pub mod resume;
 pub mod sample;
 pub mod search;
 pub mod site;
+pub mod smooth;
 pub mod stats;
 pub mod sweep;
 pub mod tokenizer;

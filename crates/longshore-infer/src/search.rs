@@ -1,9 +1,8 @@
 //! AWQ: scales of input channels and shares of the weight's magnitude that make a linear's output differ least once its
 //! weight is quantized.
 //!
-//! Reference: ModelOpt 0.47 `torch/quantization/model_calib.py` (`awq_lite`, `awq_clip`). A batch of its loops is a prompt
-//! here: errors and channel means are of a prompt first, then of all prompts. Sums are in float64, so that they agree with
-//! torch's to a float's rounding. Passes over a layer see what the unquantized model computes.
+//! Reference: ModelOpt 0.47 `torch/quantization/model_calib.py` (`awq_lite`, `awq_clip`). Errors and channel means are of a
+//! batch of its loops first, then of all batches. Sums are in float64, so that they agree with torch's to a float's rounding.
 
 mod clip;
 mod lite;
@@ -15,10 +14,12 @@ use crate::model::Model;
 use crate::site::Site;
 use crate::sweep::Sweep;
 use clip::Clipping;
-use lite::{ActScale, Channels, Losses};
+pub use lite::Channels;
+use lite::{ActScale, Losses};
 use longshore_ckpt::Rect;
 use longshore_quant::config::Clip;
 use longshore_quant::{Element, Scheme};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub struct Awq {
     /// Whether rows of routed second linears count as multiplied with their router weights, as Megatron's experts read
     /// them.
     pub weighted: bool,
+    /// Prompts of a batch.
+    pub batch: usize,
 }
 
 /// The linears of a layer that are searched, with the format of their weights; routed experts each on their own.
@@ -45,11 +48,11 @@ pub type Targets = BTreeMap<Site, Scheme>;
 pub type Unit = (Site, Option<usize>);
 
 /// What was found for a linear.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Found {
     /// The exponent of the activations, and the error of each that was tried; of `awq_lite`.
     pub alpha: Option<f32>,
-    /// Mean squared errors, one for each exponent, summed over prompts.
+    /// Mean squared errors, one for each exponent, summed over batches.
     pub losses: Vec<f64>,
     /// What the input is multiplied with, `[in]`, not rounded to the element type.
     pub pre_quant_scale: Option<Vec<f32>>,
@@ -59,8 +62,22 @@ pub struct Found {
     pub clipped: Option<Clipped>,
 }
 
+impl Found {
+    /// Whether it can be of a weight of this shape and scheme.
+    pub fn fits(&self, rows: usize, cols: usize, scheme: Option<&Scheme>) -> bool {
+        let clipped = match &self.clipped {
+            Some(Clipped::Blocks { shares, index }) => {
+                let blocks = if let Some(Scheme::Int4 { block }) = scheme { rows * (cols / block) } else { 0 };
+                index.len() == blocks && index.iter().all(|&at| usize::from(at) < shares.len())
+            }
+            Some(Clipped::Tensor(_)) | None => true,
+        };
+        clipped && self.pre_quant_scale.as_ref().is_none_or(|scale| scale.len() == cols)
+    }
+}
+
 /// Shares of the largest magnitudes of a scaled weight.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Clipped {
     /// Of all of it: its magnitude is this.
     Tensor(f32),
@@ -73,7 +90,7 @@ pub enum Clipped {
     },
 }
 
-/// Searches the next layer of a sweep, which stays where it is.
+/// Searches the next layer of a sweep, which stays where it is: [`observe`], [`compare`] and [`clip`] on one model.
 pub fn layer<B: Backend + 'static>(
     model: &Arc<Model<B>>,
     sweep: &mut Sweep<B>,
@@ -81,56 +98,95 @@ pub fn layer<B: Backend + 'static>(
     targets: &Targets,
     awq: &Awq,
 ) -> Result<BTreeMap<Unit, Found>> {
-    let mut found: BTreeMap<Unit, Found> = BTreeMap::new();
-    if targets.is_empty() {
-        return Ok(found);
+    let observed = observe(model, sweep, layer, targets, awq)?;
+    let mut found = compare(model, sweep, layer, targets, awq, &observed)?;
+    clip(model, sweep, layer, targets, awq, &mut found)?;
+    Ok(found)
+}
+
+/// What the linears of the next layer read, as far as `awq_lite` asks for it.
+pub fn observe<B: Backend + 'static>(
+    model: &Arc<Model<B>>,
+    sweep: &mut Sweep<B>,
+    layer: usize,
+    targets: &Targets,
+    awq: &Awq,
+) -> Result<BTreeMap<Unit, Channels>> {
+    let mut channels: BTreeMap<Unit, Channels> = BTreeMap::new();
+    if awq.alpha_step.is_none() || targets.is_empty() {
+        return Ok(channels);
     }
     let weights = Weights { model, prefix: model.prefix(layer), element: awq.element };
-    let mut pass = |found: &BTreeMap<Unit, Found>, phase: Phase| -> Result<BTreeMap<Unit, State>> {
-        let mut search = Search {
-            weights: &weights,
-            targets,
-            awq,
-            found,
-            phase,
-            prompts: Vec::new(),
-            sent: Vec::new(),
-            states: BTreeMap::new(),
-        };
-        sweep.visit_layer(&mut search)?;
-        Ok(search.states)
-    };
-    if let Some(step) = awq.alpha_step {
-        let mut acts: BTreeMap<Unit, Channels> = BTreeMap::new();
-        for (unit, state) in pass(&found, Phase::Act)? {
-            if let State::Act(act) = state {
-                let scale = lite::weight_scale(&weights.get(unit)?, targets[&unit.0], awq.element);
-                acts.insert(unit, act.finish(scale));
-            }
-        }
-        // Experts have an input quantizer each, whose magnitudes are those of all of them.
-        for site in [Site::ExpertFc1, Site::ExpertFc2] {
-            lite::share_amax(acts.iter_mut().filter(|(unit, _)| unit.0 == site).map(|(_, act)| act));
-        }
-        // The trials of every linear, for the pass that compares them.
-        let trials = acts.iter().map(|(unit, act)| (*unit, act.trials(step))).collect();
-        for (unit, state) in pass(&found, Phase::Losses(&trials))? {
-            if let (State::Losses(losses), Some(act)) = (state, acts.get(&unit)) {
-                found.insert(unit, act.best(step, losses.finish()));
-            }
+    for (unit, state) in pass(&weights, sweep, targets, awq, &BTreeMap::new(), Phase::Act)? {
+        if let State::Act(act) = state {
+            let scale = lite::weight_scale(&weights.get(unit)?, targets[&unit.0], awq.element);
+            channels.insert(unit, act.finish(scale));
         }
     }
-    if let Some(clip) = &awq.clip {
-        for (unit, state) in pass(&found, Phase::Clip(clip))? {
-            if let State::Clip(state) = state {
-                let scale = found.get(&unit).and_then(|f| f.pre_quant_scale.clone());
-                let weight = weights.get(unit)?.scaled_back(scale.as_deref(), awq.element);
-                let clipped = state.finish(&weight, targets[&unit.0], awq.element, model.threads());
-                found.entry(unit).or_default().clipped = Some(clipped);
-            }
+    // Experts have an input quantizer each, whose magnitudes are those of all of them.
+    for site in [Site::ExpertFc1, Site::ExpertFc2] {
+        lite::share_amax(channels.iter_mut().filter(|(unit, _)| unit.0 == site).map(|(_, channels)| channels));
+    }
+    Ok(channels)
+}
+
+/// The scales of `awq_lite`, by what they do to the outputs of the next layer's linears. ModelOpt compares with all
+/// quantizers on that are not searched, those of fused experts and of keys and values: `model` has these quantized.
+pub fn compare<B: Backend + 'static>(
+    model: &Arc<Model<B>>,
+    sweep: &mut Sweep<B>,
+    layer: usize,
+    targets: &Targets,
+    awq: &Awq,
+    observed: &BTreeMap<Unit, Channels>,
+) -> Result<BTreeMap<Unit, Found>> {
+    let mut found = BTreeMap::new();
+    let Some(step) = awq.alpha_step.filter(|_| !observed.is_empty()) else { return Ok(found) };
+    let weights = Weights { model, prefix: model.prefix(layer), element: awq.element };
+    let trials = observed.iter().map(|(unit, channels)| (*unit, channels.trials(step))).collect();
+    for (unit, state) in pass(&weights, sweep, targets, awq, &found, Phase::Losses(&trials))? {
+        if let (State::Losses(losses), Some(channels)) = (state, observed.get(&unit)) {
+            found.insert(unit, channels.best(step, losses.finish()));
         }
     }
     Ok(found)
+}
+
+/// The shares of `awq_clip` of the weights of the next layer, scaled as `found` says.
+pub fn clip<B: Backend + 'static>(
+    model: &Arc<Model<B>>,
+    sweep: &mut Sweep<B>,
+    layer: usize,
+    targets: &Targets,
+    awq: &Awq,
+    found: &mut BTreeMap<Unit, Found>,
+) -> Result<()> {
+    let Some(clip) = awq.clip.as_ref().filter(|_| !targets.is_empty()) else { return Ok(()) };
+    let weights = Weights { model, prefix: model.prefix(layer), element: awq.element };
+    for (unit, state) in pass(&weights, sweep, targets, awq, found, Phase::Clip(clip))? {
+        if let State::Clip(state) = state {
+            let scale = found.get(&unit).and_then(|f| f.pre_quant_scale.clone());
+            let weight = weights.get(unit)?.scaled_back(scale.as_deref(), awq.element);
+            let clipped = state.finish(&weight, targets[&unit.0], awq.element, model.threads());
+            found.entry(unit).or_default().clipped = Some(clipped);
+        }
+    }
+    Ok(())
+}
+
+/// Passes over the next layer.
+fn pass<B: Backend + 'static>(
+    weights: &Weights<'_, B>,
+    sweep: &mut Sweep<B>,
+    targets: &Targets,
+    awq: &Awq,
+    found: &BTreeMap<Unit, Found>,
+    phase: Phase<'_>,
+) -> Result<BTreeMap<Unit, State>> {
+    let (batches, sent, states) = (Vec::new(), Vec::new(), BTreeMap::new());
+    let mut search = Search { weights, targets, awq, found, phase, batches, sent, states };
+    sweep.visit_layer(&mut search)?;
+    Ok(search.states)
 }
 
 /// Largest magnitude of every column of a weight, in its element type.
@@ -198,17 +254,17 @@ struct Search<'a, B: Backend> {
     awq: &'a Awq,
     found: &'a BTreeMap<Unit, Found>,
     phase: Phase<'a>,
-    /// The prompt of every row of the batch.
-    prompts: Vec<usize>,
+    /// The batch of the reference's loops that every row belongs to.
+    batches: Vec<usize>,
     /// The rows that were sent to the experts, in the order of their second linears' inputs.
     sent: Vec<usize>,
     states: BTreeMap<Unit, State>,
 }
 
-/// Rows that one linear reads, element-rounded, with their prompts.
+/// Rows that one linear reads, element-rounded, with their batches.
 struct Rows<'a> {
     values: &'a [f32],
-    prompts: &'a [usize],
+    batches: &'a [usize],
     cols: usize,
 }
 
@@ -230,7 +286,7 @@ impl<B: Backend + 'static> Search<'_, B> {
                     .map_err(error)?;
                 let state = self.states.entry(unit).or_insert_with(|| State::Losses(Losses::new(trials.len())));
                 if let State::Losses(losses) = state {
-                    losses.add(rows.prompts, &errors, weight.values.len() / weight.cols);
+                    losses.add(rows.batches, &errors, weight.values.len() / weight.cols);
                 }
             }
             Phase::Clip(clip) => {
@@ -246,7 +302,7 @@ impl<B: Backend + 'static> Search<'_, B> {
                         let errors =
                             trial::errors(self.weights.model, backend, &weight, scheme, element, &trials, &rows)
                                 .map_err(error)?;
-                        state.add_errors(rows.prompts, &errors, weight.values.len() / weight.cols);
+                        state.add_errors(rows.batches, &errors, weight.values.len() / weight.cols);
                     } else {
                         state.add_rows(&rows);
                     }
@@ -263,7 +319,8 @@ impl<B: Backend + 'static> Probe<B> for Search<'_, B> {
     }
 
     fn batch(&mut self, rows: &[(usize, Range<usize>)]) {
-        self.prompts = rows.iter().flat_map(|(prompt, range)| range.clone().map(|_| *prompt)).collect();
+        let batch = |prompt: usize| prompt / self.awq.batch.max(1);
+        self.batches = rows.iter().flat_map(|(prompt, range)| range.clone().map(|_| batch(*prompt))).collect();
     }
 
     fn inputs(&mut self, backend: &B, inputs: &Inputs<'_, B>) -> Result<()> {
@@ -274,9 +331,9 @@ impl<B: Backend + 'static> Probe<B> for Search<'_, B> {
                 return Ok(());
             }
             let rounded: Vec<f32> = values.iter().map(|&x| self.awq.element.round(x)).collect();
-            let prompts = std::mem::take(&mut self.prompts);
-            let result = self.add((inputs.site, None), &Rows { values: &rounded, prompts: &prompts, cols }, backend);
-            self.prompts = prompts;
+            let batches = std::mem::take(&mut self.batches);
+            let result = self.add((inputs.site, None), &Rows { values: &rounded, batches: &batches, cols }, backend);
+            self.batches = batches;
             return result;
         };
         if inputs.site == Site::ExpertFc1 {
@@ -290,13 +347,13 @@ impl<B: Backend + 'static> Probe<B> for Search<'_, B> {
         let mut each: BTreeMap<usize, (Vec<f32>, Vec<usize>)> = BTreeMap::new();
         for (at, (e, row)) in experts.each().enumerate() {
             let weight = experts.weights.filter(|_| self.awq.weighted).map_or(1.0, |weights| weights[at]);
-            let (values_of, prompts) = each.entry(e).or_default();
+            let (values_of, batches) = each.entry(e).or_default();
             let element = self.awq.element;
             values_of.extend(values[row * cols..][..cols].iter().map(|&x| element.round(element.round(x) * weight)));
-            prompts.push(self.prompts[token(at, row)]);
+            batches.push(self.batches[token(at, row)]);
         }
-        for (e, (values, prompts)) in each {
-            self.add((inputs.site, Some(e)), &Rows { values: &values, prompts: &prompts, cols }, backend)?;
+        for (e, (values, batches)) in each {
+            self.add((inputs.site, Some(e)), &Rows { values: &values, batches: &batches, cols }, backend)?;
         }
         Ok(())
     }

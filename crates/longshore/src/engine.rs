@@ -31,6 +31,8 @@ pub(crate) struct Opened {
     /// Where tokenizer and template are.
     pub(crate) companions: PathBuf,
     pub(crate) tokenizer: Option<Tokenizer>,
+    /// What was opened, and the folder with its config.
+    opened: (PathBuf, Option<PathBuf>),
 }
 
 impl Opened {
@@ -61,7 +63,13 @@ impl Opened {
             None if stored_in_float32(&source) => Precision::Float32,
             None | Some(PrecisionName::Bf16) => Precision::Bfloat16,
         };
-        Ok(Self { source, precision, own, companions, tokenizer })
+        Ok(Self { source, precision, own, companions, tokenizer, opened: (folder, base) })
+    }
+
+    /// The same checkpoint, to be loaded once more.
+    pub(crate) fn source_again(&self, args: &EngineArgs) -> Result<Source> {
+        let (folder, base) = &self.opened;
+        Ok(Source::open(folder, base.as_deref(), args.allow_unmapped)?)
     }
 
     /// The tokenizer, or what to do without one.
@@ -99,17 +107,6 @@ impl Opened {
 
     /// Reads the weights that may stay in memory, of which `models` models share what there is.
     pub(crate) fn load(self, args: &EngineArgs, demand: Demand, models: u64, report: &Report) -> Result<Loaded> {
-        let threads = threads(args.threads);
-        let dt_min = match args.dt_min {
-            None => None,
-            Some(DtMin::Value(x)) => Some(x),
-            Some(DtMin::Config) => {
-                let stored = self.source.model.config.forward.time_step_min;
-                Some(stored.ok_or(UsageError::NotInConfig { field: "time_step_min" })? as f32)
-            }
-        };
-        let memory = args.memory.or_else(free_memory).map(|budget| (budget / models, demand));
-        let backend = Cpu::new(threads, self.precision).context("starting threads")?;
         let config = &self.source.model.config;
         let text = format!(
             "{}, {} ({}), {}",
@@ -122,15 +119,9 @@ impl Opened {
         if self.precision == Precision::Bfloat16 && stored_in_float32(&self.source) {
             report.note("Rounded", "the weights are float32; bf16 arithmetic rounds them");
         }
-        let element = match self.precision {
-            Precision::Float32 => Element::Float32,
-            Precision::Bfloat16 => Element::Bfloat16,
-        };
-        let quant = QuantState::of(&self.source, element)?.map(Arc::new);
-        let packed = args.weights == QuantizedWeights::Packed;
-        let is_quantized = self.source.quantized.is_some();
-        let model = Model::load(self.source, backend, &ModelOptions { dt_min, memory, threads, quant, packed })?;
-        if packed && is_quantized {
+        let is_packed = args.weights == QuantizedWeights::Packed && self.source.quantized.is_some();
+        let model = load(self.source, self.precision, args, demand, models)?;
+        if is_packed {
             let (kept, all) = model.packed_linears();
             let text = format!("{kept} of {} stay in codes; the others are values", counted(all as u64, "linear"));
             report.status("Packed", &text);
@@ -140,6 +131,34 @@ impl Opened {
         report.detail("Weights", &text);
         Ok(Loaded { model, tokenizer: self.tokenizer })
     }
+}
+
+/// The model of a checkpoint, quantized as its quantizers say; one of `models` that share the memory.
+pub(crate) fn load(
+    source: Source,
+    precision: Precision,
+    args: &EngineArgs,
+    demand: Demand,
+    models: u64,
+) -> Result<Arc<Model<Cpu>>> {
+    let threads = threads(args.threads);
+    let dt_min = match args.dt_min {
+        None => None,
+        Some(DtMin::Value(x)) => Some(x),
+        Some(DtMin::Config) => {
+            let stored = source.model.config.forward.time_step_min;
+            Some(stored.ok_or(UsageError::NotInConfig { field: "time_step_min" })? as f32)
+        }
+    };
+    let memory = args.memory.or_else(free_memory).map(|budget| (budget / models, demand));
+    let backend = Cpu::new(threads, precision).context("starting threads")?;
+    let element = match precision {
+        Precision::Float32 => Element::Float32,
+        Precision::Bfloat16 => Element::Bfloat16,
+    };
+    let quant = QuantState::of(&source, element)?.map(Arc::new);
+    let packed = args.weights == QuantizedWeights::Packed;
+    Ok(Model::load(source, backend, &ModelOptions { dt_min, memory, threads, quant, packed })?)
 }
 
 /// A model with its tokenizer.

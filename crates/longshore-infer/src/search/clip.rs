@@ -16,9 +16,43 @@ pub(super) struct Clipping {
 enum Kind {
     /// One magnitude for all: outputs are compared.
     Tensor(Losses),
-    /// Of every block of columns the second moments of the inputs, `[blocks, block, block]`: the error of a block's product
-    /// with them is a quadratic form, so that one pass serves all shares of all rows.
-    Blocks { block: usize, tokens: usize, moments: Vec<f32> },
+    /// A magnitude for each block of columns.
+    Blocks(Moments),
+}
+
+/// Of every block of columns the second moments of the inputs: the error of a block's product with them is a quadratic
+/// form, so that one pass serves all shares of all rows.
+struct Moments {
+    /// Columns of a block.
+    block: usize,
+    /// Columns of all blocks.
+    cols: usize,
+    /// Rows of a batch that are taken, at least.
+    tokens: usize,
+    /// The batch that is being read, and its rows.
+    batch: Option<usize>,
+    rows: Vec<f32>,
+    /// `[blocks, block, block]`
+    sums: Vec<f32>,
+}
+
+impl Moments {
+    /// Ends a batch: its rows are taken at equal steps.
+    fn close(&mut self) {
+        let step = (self.rows.len() / self.cols / self.tokens).max(1);
+        let taken = (self.rows.len() / self.cols).div_ceil(step) as f32;
+        for x in self.rows.chunks_exact(self.cols).step_by(step) {
+            for (x, sums) in x.chunks_exact(self.block).zip(self.sums.chunks_exact_mut(self.block * self.block)) {
+                for (a, sums) in x.iter().zip(sums.chunks_exact_mut(self.block)) {
+                    let a = a / taken;
+                    for (sum, b) in sums.iter_mut().zip(x) {
+                        *sum += a * b;
+                    }
+                }
+            }
+        }
+        self.rows.clear();
+    }
 }
 
 impl Clipping {
@@ -32,8 +66,9 @@ impl Clipping {
         shares.push(1.0);
         let kind = match scheme {
             Scheme::Int4 { block } => {
-                let moments = vec![0.0; cols.div_ceil(block) * block * block];
-                Kind::Blocks { block, tokens: clip.max_tokens_per_batch.max(1) as usize, moments }
+                let sums = vec![0.0; cols.div_ceil(block) * block * block];
+                let tokens = clip.max_tokens_per_batch.max(1) as usize;
+                Kind::Blocks(Moments { block, cols, tokens, batch: None, rows: Vec::new(), sums })
             }
             _ => Kind::Tensor(Losses::new(shares.len())),
         };
@@ -45,31 +80,21 @@ impl Clipping {
         matches!(self.kind, Kind::Tensor(_)).then(|| self.shares.clone())
     }
 
-    pub(super) fn add_errors(&mut self, prompts: &[usize], errors: &[Vec<f64>], out: usize) {
+    pub(super) fn add_errors(&mut self, batches: &[usize], errors: &[Vec<f64>], out: usize) {
         if let Kind::Tensor(losses) = &mut self.kind {
-            losses.add(prompts, errors, out);
+            losses.add(batches, errors, out);
         }
     }
 
-    /// Takes some tokens of every prompt.
+    /// Takes some tokens of every batch, once all of it is known.
     pub(super) fn add_rows(&mut self, rows: &Rows<'_>) {
-        let Kind::Blocks { block, tokens, moments } = &mut self.kind else { return };
-        let mut first = 0;
-        for part in rows.prompts.chunk_by(|a, b| a == b) {
-            let step = (part.len() / *tokens).max(1);
-            let taken: Vec<usize> = (first..first + part.len()).step_by(step).collect();
-            for &row in &taken {
-                let x = &rows.values[row * rows.cols..][..rows.cols];
-                for (x, moments) in x.chunks_exact(*block).zip(moments.chunks_exact_mut(*block * *block)) {
-                    for (a, moments) in x.iter().zip(moments.chunks_exact_mut(*block)) {
-                        let a = a / taken.len() as f32;
-                        for (moment, b) in moments.iter_mut().zip(x) {
-                            *moment += a * b;
-                        }
-                    }
-                }
+        let Kind::Blocks(moments) = &mut self.kind else { return };
+        for (row, &batch) in rows.values.chunks_exact(rows.cols).zip(rows.batches) {
+            if moments.batch != Some(batch) {
+                moments.close();
+                moments.batch = Some(batch);
             }
-            first += part.len();
+            moments.rows.extend_from_slice(row);
         }
     }
 
@@ -81,8 +106,9 @@ impl Clipping {
                 let most = amax_of(scheme, weight.cols, &weight.values, 1.0).map_or(0.0, |amax| amax.values[0]);
                 Clipped::Tensor(element.round(most * share))
             }
-            Kind::Blocks { block, moments, .. } => {
-                let index = best_of_blocks(&self.shares, weight, scheme, element, &moments, block, threads);
+            Kind::Blocks(mut moments) => {
+                moments.close();
+                let index = best_of_blocks(&self.shares, weight, scheme, element, &moments, threads);
                 Clipped::Blocks { shares: self.shares, index }
             }
         }
@@ -94,10 +120,10 @@ fn best_of_blocks(
     weight: &Weight,
     scheme: Scheme,
     element: Element,
-    moments: &[f32],
-    block: usize,
+    moments: &Moments,
     threads: usize,
 ) -> Vec<u8> {
+    let block = moments.block;
     let cols = weight.cols;
     let across = cols / block;
     let mut index = vec![0u8; weight.values.len() / block];
@@ -119,7 +145,7 @@ fn best_of_blocks(
                 let blocks = quantized.values.chunks_exact(block).zip(values.chunks_exact(block));
                 for (i, (q, w)) in blocks.enumerate() {
                     let difference: Vec<f32> = q.iter().zip(w).map(|(q, w)| q - w).collect();
-                    let moments = &moments[i % across * block * block..][..block * block];
+                    let moments = &moments.sums[i % across * block * block..][..block * block];
                     let loss = quadratic(&difference, moments);
                     if loss < best[i] {
                         (best[i], index[i]) = (loss, at as u8);

@@ -3,14 +3,15 @@
 use super::trial::{Trial, Weight};
 use super::{Found, Rows};
 use longshore_quant::{Element, Scheme};
+use serde::{Deserialize, Serialize};
 
-/// Means of the magnitudes of every channel, of a prompt first and then of all prompts.
+/// Means of the magnitudes of every channel, of a batch first and then of all batches.
 #[derive(Default)]
 pub(super) struct ActScale {
-    prompt: Option<usize>,
+    batch: Option<usize>,
     count: u64,
     sum: Vec<f64>,
-    prompts: u64,
+    batches: u64,
     means: Vec<f32>,
     amax: Vec<f32>,
 }
@@ -20,10 +21,10 @@ impl ActScale {
         self.sum.resize(rows.cols, 0.0);
         self.means.resize(rows.cols, 0.0);
         self.amax.resize(rows.cols, 0.0);
-        for (row, &prompt) in rows.values.chunks_exact(rows.cols).zip(rows.prompts) {
-            if self.prompt != Some(prompt) {
+        for (row, &batch) in rows.values.chunks_exact(rows.cols).zip(rows.batches) {
+            if self.batch != Some(batch) {
                 self.close();
-                self.prompt = Some(prompt);
+                self.batch = Some(batch);
             }
             self.count += 1;
             for ((sum, amax), x) in self.sum.iter_mut().zip(&mut self.amax).zip(row) {
@@ -33,21 +34,21 @@ impl ActScale {
         }
     }
 
-    /// Ends a prompt.
+    /// Ends a batch.
     fn close(&mut self) {
         if self.count > 0 {
             for (mean, sum) in self.means.iter_mut().zip(&mut self.sum) {
                 *mean += (*sum / self.count as f64) as f32;
                 *sum = 0.0;
             }
-            self.prompts += 1;
+            self.batches += 1;
             self.count = 0;
         }
     }
 
     pub(super) fn finish(mut self, weight: Vec<f32>) -> Channels {
         self.close();
-        let act = self.means.iter().map(|mean| mean / self.prompts.max(1) as f32).collect();
+        let act = self.means.iter().map(|mean| mean / self.batches.max(1) as f32).collect();
         Channels { act, weight, amax: self.amax }
     }
 }
@@ -75,7 +76,8 @@ pub(super) fn weight_scale(weight: &Weight, scheme: Scheme, element: Element) ->
 }
 
 /// What is known of the channels of an input.
-pub(super) struct Channels {
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Channels {
     act: Vec<f32>,
     weight: Vec<f32>,
     amax: Vec<f32>,
@@ -104,6 +106,12 @@ fn exponents(step: f64) -> Vec<f32> {
 }
 
 impl Channels {
+    /// How many there are; `None` if that is not one number.
+    pub fn count(&self) -> Option<usize> {
+        let count = self.act.len();
+        (self.weight.len() == count && self.amax.len() == count).then_some(count)
+    }
+
     /// What the weight's columns are multiplied with under an exponent.
     fn scale(&self, alpha: f32) -> Vec<f32> {
         let rest = (1.0 - f64::from(alpha)) as f32;
@@ -130,9 +138,9 @@ impl Channels {
     }
 }
 
-/// Mean squared errors of a prompt, summed up over prompts.
+/// Mean squared errors of a batch, summed up over batches.
 pub(super) struct Losses {
-    prompt: Option<usize>,
+    batch: Option<usize>,
     values: f64,
     sums: Vec<f64>,
     totals: Vec<f64>,
@@ -140,15 +148,15 @@ pub(super) struct Losses {
 
 impl Losses {
     pub(super) fn new(trials: usize) -> Self {
-        Self { prompt: None, values: 0.0, sums: vec![0.0; trials], totals: vec![0.0; trials] }
+        Self { batch: None, values: 0.0, sums: vec![0.0; trials], totals: vec![0.0; trials] }
     }
 
     /// `errors` are of rows of `out` values, trial by trial.
-    pub(super) fn add(&mut self, prompts: &[usize], errors: &[Vec<f64>], out: usize) {
-        for (row, &prompt) in prompts.iter().enumerate() {
-            if self.prompt != Some(prompt) {
+    pub(super) fn add(&mut self, batches: &[usize], errors: &[Vec<f64>], out: usize) {
+        for (row, &batch) in batches.iter().enumerate() {
+            if self.batch != Some(batch) {
                 self.close();
-                self.prompt = Some(prompt);
+                self.batch = Some(batch);
             }
             self.values += out as f64;
             for (sum, errors) in self.sums.iter_mut().zip(errors) {

@@ -5,6 +5,7 @@
 
 mod calibration;
 mod logits;
+mod megatron_search;
 mod packed;
 mod reference;
 mod search;

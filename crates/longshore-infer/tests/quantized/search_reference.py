@@ -7,7 +7,7 @@ Nemotron-H in float32.
 BASE: the model (golden/quant/tiny_hf/nemotron_h/base of the shared data); REFERENCE: reference.safetensors beside it, for
 its tokens; ORACLE: the folder of quant_common.py. Needs torch, transformers and nvidia-modelopt (CPU).
 
-A prompt is a batch of its own, eight of 16 tokens. By Megatron's module names (q, k and v apart, as transformers has them):
+A prompt is a batch of its own, eight of 16 tokens; of PAIRS two prompts are. By Megatron's module names (q, k and v apart, as transformers has them):
 `CONFIG/MODULE.pre_quant_scale`, `.input`, `.weight` (the amax as the quantizer has it), `.alpha`.
 """
 import sys
@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 CONFIGS = ["INT8_SMOOTHQUANT_CFG", "INT4_AWQ_CFG", "W4A8_AWQ_BETA_CFG", "NVFP4_AWQ_LITE_CFG", "NVFP4_AWQ_CLIP_CFG", "NVFP4_AWQ_FULL_CFG",
-           "INT4_CLIP", "INT4_FULL", "INT8_SMOOTHQUANT_HALF"]
-VARIANTS = {"INT4_CLIP": ("INT4_AWQ_CFG", {"method": "awq_clip"}), "INT4_FULL": ("INT4_AWQ_CFG", {"method": "awq_full"}),
+           "INT4_CLIP", "INT4_FULL", "INT8_SMOOTHQUANT_HALF", "INT4_AWQ_CFG+FP8_KV_CFG", "INT4_FULL_PAIRS"]
+VARIANTS = {"INT4_FULL_PAIRS": ("INT4_AWQ_CFG", {"method": "awq_full", "max_tokens_per_batch": 8}),
+            "INT4_CLIP": ("INT4_AWQ_CFG", {"method": "awq_clip"}), "INT4_FULL": ("INT4_AWQ_CFG", {"method": "awq_full"}),
             "INT8_SMOOTHQUANT_HALF": ("INT8_SMOOTHQUANT_CFG", {"method": "smoothquant", "alpha": 0.5})}
 
 
@@ -47,7 +48,7 @@ def main():
 
         @torch.no_grad()
         def run(model):
-            for t in tokens:
+            for t in tokens.view(4, 2, 16) if name.endswith("PAIRS") else tokens:
                 model(t, use_cache=False)
         m = mtq.quantize(m, config(name), run)
         for path, module in m.named_modules():

@@ -19,7 +19,7 @@ pub(crate) struct CalibArgs {
     #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     #[arg(alias = "calib_seq")]
     pub(crate) calib_seq: u32,
-    /// Samples to run at a time; the result does not depend on it
+    /// Samples of a batch, over which AWQ averages first; nothing else depends on it
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
     #[arg(aliases = ["calib_batch", "calib-batch-size", "calib_batch_size"])]
     pub(crate) calib_batch: u16,

@@ -84,6 +84,7 @@ pub(crate) enum Compat {
 /// What is written.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Writing")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct OutputArgs {
     /// Format to write: torch_dist, or hf, the unified checkpoint that servers load [default: torch_dist]
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]

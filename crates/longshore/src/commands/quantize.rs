@@ -77,25 +77,27 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
     }
     let needed = quantization.needs_activations() || !is_plain(&config);
     let destination = &jobs[0].paths.destination.value;
-    let (calibrated, observed, saver) = if needed {
+    let (calibrated, observed, savers) = if needed {
         let set = calibration::load(&args.calib, &Pieces::of(&opened)?)?;
         fields["calibration"] = json!(set.report);
         let fc2 = args.what.fc2_amax == Fc2Amax::Megatron;
         let observed = calibrate::run(opened, args, &set, &quantization, &config, fc2, destination, report)?;
         fields["calibration"]["resumed_layers"] = json!(observed.resumed_layers);
         fields["calibration"]["tokens_per_second"] = json!(observed.tokens_per_second);
-        (observed.calibrated, Some(observed.calibration), Some(observed.saver))
+        (observed.calibrated, Some(observed.calibration), observed.savers)
     } else {
-        saving::remove_others(calibrate::place(destination), report)?;
+        for place in calibrate::places(destination) {
+            saving::remove_others(place, report)?;
+        }
         report.status("Calibrated", "nothing: the scales of this config are found in the weights");
-        (Calibrated { weight_search: Search::of(&config.algorithm), ..Calibrated::default() }, None, None)
+        (Calibrated { weight_search: Search::of(&config.algorithm), ..Calibrated::default() }, None, Vec::new())
     };
     let mut results = Vec::new();
     for job in &jobs {
         let plan = job.plan(&quantized(&calibrated))?;
         results.push(write::execute_plan(&plan, &job.options, started, report)?);
     }
-    if let Some(saver) = saver {
+    for saver in savers {
         saver.discard();
     }
     fields["results"] = json!(results);

@@ -1,8 +1,11 @@
 //! Runs the model on the samples and collects what the config's algorithm asks for.
 
+mod awq;
 mod kept;
 mod scales;
 
+use self::awq::{Beside, Run};
+use self::scales::{Scaled, Scaling};
 use crate::calibration::CalibrationSet;
 use crate::cli::quantize::QuantizeArgs;
 use crate::engine::{Opened, scratch};
@@ -15,22 +18,23 @@ use longshore_convert::quantized::{Calibrated, QuantLinear, Quantization};
 use longshore_infer::calibrate::{CalibrateOptions, Calibration, Calibrator, LayerStats};
 use longshore_infer::memory::Demand;
 use longshore_infer::resume::Place;
+use longshore_infer::search::{Channels, Unit};
 use longshore_infer::site::Site;
 use longshore_infer::stats::StatsWanted;
 use longshore_infer::sweep::SweepOptions;
 use longshore_quant::config::QuantConfig;
 use longshore_quant::search::Search;
-use scales::{Scaled, Scaling};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-/// What the folder of an interrupted calibration adds to the destination's name.
-const MARK: &str = ".calibration-";
+/// What the folders of interrupted passes add to the destination's name: of the one that observes, and of AWQ's that compare
+/// and clip.
+const MARKS: [&str; 3] = [".calibration-", ".comparison-", ".clipping-"];
 
-/// Where a calibration for this destination is saved.
-pub(super) fn place(destination: &Path) -> Place<'_> {
-    Place { beside: destination, mark: MARK }
+/// Where the passes for this destination are saved.
+pub(super) fn places(destination: &Path) -> [Place<'_>; 3] {
+    MARKS.map(|mark| Place { beside: destination, mark })
 }
 
 /// What was observed.
@@ -43,8 +47,8 @@ pub(super) struct Observed<'a> {
     pub(super) resumed_layers: usize,
     /// How fast the others were.
     pub(super) tokens_per_second: u64,
-    /// Holds it all until it is written.
-    pub(super) saver: Saver<'a>,
+    /// Hold it all until it is written.
+    pub(super) savers: Vec<Saver<'a>>,
 }
 
 /// The magnitudes for the checkpoint at `destination`. `fc2_weighted`: of routed experts' second inputs, those times the
@@ -64,10 +68,10 @@ pub(super) fn run<'a>(
     for warning in &set.report.warnings {
         report.note("Warning", warning);
     }
-    let decided = (args.what.all_experts, fc2_weighted, format!("{config:?} {quantization:?}"));
+    let decided = (args.what.all_experts, fc2_weighted, args.calib.calib_batch, format!("{config:?} {quantization:?}"));
     let key = opened.pass_key(&args.engine, &set.samples, &decided)?;
     // Before weights are read: of two runs one is refused at once.
-    let mut saver = Saver::open(place(destination), &key, &args.save, report)?;
+    let mut saver = Saver::open(places(destination)[0], &key, &args.save, report)?;
     let tokens: usize = set.samples.iter().map(Vec::len).sum();
     let demand = Demand {
         sequences: set.samples.len() as u64,
@@ -78,49 +82,73 @@ pub(super) fn run<'a>(
         decode: false,
     };
     let precision = opened.precision;
-    let scaling = Scaling::of(config, precision, fc2_weighted);
-    let loaded = opened.load(&args.engine, demand, 1, report)?;
+    let scaling = Scaling::of(config, precision, fc2_weighted, usize::from(args.calib.calib_batch));
+    let beside = Beside::of(&scaling, quantization, &opened, args)?;
+    let loaded = opened.load(&args.engine, demand.clone(), 1, report)?;
+    let sweep = SweepOptions { batch_tokens: args.engine.batch_tokens as usize, scratch: scratch(&args.engine) };
     let options = CalibrateOptions {
-        sweep: SweepOptions { batch_tokens: args.engine.batch_tokens as usize, scratch: scratch(&args.engine) },
+        sweep: sweep.clone(),
         stats: StatsWanted { channel_amax: scaling.needs_channels(), channel_sum: false },
         all_experts: args.what.all_experts,
         attention: !quantization.kv.is_empty(),
     };
     let mut calibrator = Calibrator::begin(&loaded.model, &set.samples, options)?;
     let layers = loaded.model.n_layers();
-    let fits = |layer, kept: &Kept| kept.fits(layer, quantization);
+    let fits = |layer, (kept, observed): &(Kept, Vec<(Unit, Channels)>)| {
+        kept.fits(layer, quantization) && Scaled::of(quantization, layer, &scaling).fits(observed)
+    };
     let before = saver.resume(layers, |saved| calibrator.resume(saved, fits))?;
-    let progress = Progress { started: Instant::now(), resumed: before.len(), layers };
-    let mut scaled = Calibrated::default();
-    for kept in before {
+    let progress = Progress::begin("Calibrating", before.len(), layers);
+    let (mut scaled, mut observed) = (Calibrated::default(), Vec::new());
+    for (kept, channels) in before {
         kept.append_to(&mut scaled);
+        observed.push(channels.into_iter().collect());
     }
     for layer in progress.resumed..layers {
         let linears = Scaled::of(quantization, layer, &scaling);
-        let found = linears.search(&mut calibrator, &scaling)?;
+        let mut found = BTreeMap::new();
+        match &scaling {
+            Scaling::Awq(awq) if beside.is_some() => {
+                observed.push(calibrator.observe_layer(&linears.targets(), awq)?);
+            }
+            Scaling::Awq(awq) => found = calibrator.search_layer(&linears.targets(), awq)?,
+            Scaling::None | Scaling::Smooth { .. } => {}
+        }
         let Some(stats) = calibrator.next_layer()? else { break };
         let mut of_layer = Calibrated::default();
         match &scaling {
-            Scaling::None => {}
-            Scaling::Awq(awq) => linears.keep(found, stats, awq, &mut of_layer),
+            Scaling::Awq(awq) if beside.is_none() => linears.keep(found, stats, awq, &mut of_layer),
             Scaling::Smooth { alpha } => linears.smooth(&loaded.model, precision, *alpha, stats, &mut of_layer)?,
+            Scaling::None | Scaling::Awq(_) => {}
         }
         let kept = Kept::of(&of_layer);
-        saver.save(|saved| calibrator.save(saved, &kept));
+        let channels = observed.get(layer).map_or_else(Vec::new, |channels| channels.iter().collect());
+        saver.save(|saved| calibrator.save(saved, &(&kept, channels)));
         kept.append_to(&mut scaled);
         progress.show(layer + 1, report);
     }
     let calibration = calibrator.finish()?;
-    let tokens_per_second = progress.end(tokens, report);
     let mut calibrated = magnitudes(&calibration, quantization, fc2_weighted);
+    let mut savers = vec![saver];
+    if let (Scaling::Awq(awq), Some(beside)) = (&scaling, beside) {
+        drop(loaded);
+        let run = Run { args, samples: &set.samples, demand, precision, sweep, key: &key, destination, report };
+        let (found, more) = beside.search(&run, quantization, &calibrated, &observed, awq)?;
+        savers.extend(more);
+        for (layer, (found, stats)) in found.into_iter().zip(&calibration.layers).enumerate() {
+            Scaled::of(quantization, layer, &scaling).keep(found, stats, awq, &mut scaled);
+        }
+    }
+    let tokens_per_second = progress.end(tokens, report);
     calibrated.inputs.append(&mut scaled.inputs);
     let weight_search = Search::of(&config.algorithm);
     let calibrated = Calibrated { weight_search, inputs: calibrated.inputs, kv: calibrated.kv, ..scaled };
-    Ok(Observed { calibrated, calibration, resumed_layers: progress.resumed, tokens_per_second, saver })
+    Ok(Observed { calibrated, calibration, resumed_layers: progress.resumed, tokens_per_second, savers })
 }
 
-/// How far a calibration is.
+/// How far a pass is.
 struct Progress {
+    what: &'static str,
     started: Instant,
     /// Layers that an earlier run had done.
     resumed: usize,
@@ -128,15 +156,19 @@ struct Progress {
 }
 
 impl Progress {
+    fn begin(what: &'static str, resumed: usize, layers: usize) -> Self {
+        Self { what, started: Instant::now(), resumed, layers }
+    }
+
     /// Redrawn on a terminal, else a line for every tenth.
     fn show(&self, done: usize, report: &Report) {
         let per_layer = self.started.elapsed().as_secs_f64() / (done - self.resumed) as f64;
         let text =
             format!("layer {done} of {}, {} left", self.layers, seconds(per_layer * (self.layers - done) as f64));
         match report.progress() {
-            Live::Redraw => report.live(&format!("Calibrating  {text}")),
+            Live::Redraw => report.live(&format!("{}  {text}", self.what)),
             Live::Lines if done * 10 / self.layers > (done - 1) * 10 / self.layers => {
-                report.status("Calibrating", &text);
+                report.status(self.what, &text);
             }
             Live::Off | Live::Lines => {}
         }

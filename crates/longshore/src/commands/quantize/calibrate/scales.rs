@@ -4,17 +4,16 @@ use anyhow::Result;
 use longshore_convert::quantized::linear::Naming;
 use longshore_convert::quantized::{BlockShares, Calibrated, QuantLinear, Quantization, WeightAmax};
 use longshore_infer::backend::cpu::{Cpu, Precision};
-use longshore_infer::calibrate::{Calibrator, LayerStats};
+use longshore_infer::calibrate::LayerStats;
 use longshore_infer::model::Model;
-use longshore_infer::search::{Awq, Clipped, Found, Targets, Unit, column_amax};
+use longshore_infer::search::{Awq, Channels, Clipped, Found, Targets, Unit};
 use longshore_infer::site::Site;
+use longshore_infer::smooth::smooth;
+use longshore_infer::stats::InputStats;
 use longshore_quant::config::{Method, QuantConfig};
 use longshore_quant::{Element, Granularity, Scheme};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// Channels whose inputs are below this are not scaled (ModelOpt 0.47 `smoothquant`).
-const SILENT: f32 = 1.0 / 2_147_483_648.0;
 
 /// What is done to every layer.
 pub(super) enum Scaling {
@@ -27,9 +26,10 @@ pub(super) enum Scaling {
 }
 
 impl Scaling {
-    pub(super) fn of(config: &QuantConfig, precision: Precision, weighted: bool) -> Self {
+    /// `batch`: prompts of a batch.
+    pub(super) fn of(config: &QuantConfig, precision: Precision, weighted: bool, batch: usize) -> Self {
         let element = element(precision);
-        let awq = |alpha_step, clip| Self::Awq(Awq { alpha_step, clip, element, weighted });
+        let awq = |alpha_step, clip| Self::Awq(Awq { alpha_step, clip, element, weighted, batch });
         let found = config.algorithm.iter().find_map(|algorithm| match algorithm.method {
             Method::SmoothQuant { alpha } => Some(Self::Smooth { alpha }),
             Method::AwqLite { alpha_step } => Some(awq(Some(alpha_step), None)),
@@ -85,12 +85,26 @@ impl<'a> Scaled<'a> {
         Self { by_unit, layer }
     }
 
-    /// What AWQ finds, before the layer is computed.
-    pub(super) fn search(&self, calibrator: &mut Calibrator<Cpu>, scaling: &Scaling) -> Result<BTreeMap<Unit, Found>> {
-        let Scaling::Awq(awq) = scaling else { return Ok(BTreeMap::new()) };
+    /// The linears that AWQ searches.
+    pub(super) fn targets(&self) -> Targets {
         let target = |(unit, q): (&Unit, &&QuantLinear)| Some((unit.0, *q.weight_schemes.first()?));
-        let targets: Targets = self.by_unit.iter().filter_map(target).collect();
-        Ok(calibrator.search_layer(&targets, awq)?)
+        self.by_unit.iter().filter_map(target).collect()
+    }
+
+    /// Whether these can be the inputs of its linears.
+    pub(super) fn fits(&self, channels: &[(Unit, Channels)]) -> bool {
+        channels.iter().all(|(unit, channels)| {
+            let q = self.by_unit.get(unit);
+            q.is_some_and(|q| channels.count() == Some(q.linear.cols as usize))
+        })
+    }
+
+    /// Whether this can have been found for its linears.
+    pub(super) fn could_find(&self, found: &[(Unit, Found)]) -> bool {
+        found.iter().all(|(unit, found)| {
+            let q = self.by_unit.get(unit);
+            q.is_some_and(|q| found.fits(q.linear.rows as usize, q.linear.cols as usize, q.weight_schemes.first()))
+        })
     }
 
     /// Takes over what AWQ found.
@@ -101,10 +115,11 @@ impl<'a> Scaled<'a> {
             if awq.alpha_step.is_some() && found.pre_quant_scale.is_none() {
                 // An expert that no token chose.
                 found.pre_quant_scale = Some(vec![1.0; q.linear.cols as usize]);
-                found.input_amax = stats.get(&unit.0).map(|stats| stats.amax);
+                let amax = |stats: &InputStats| stats.weighted_amax.filter(|_| awq.weighted).unwrap_or(stats.amax);
+                found.input_amax = stats.get(&unit.0).map(amax);
             }
             if let (Some(amax), Some(_)) = (found.input_amax, q.input_scheme) {
-                into.inputs.insert(module.clone(), amax);
+                into.inputs.insert(module.clone(), awq.element.round(amax));
             }
             match found.clipped {
                 Some(Clipped::Tensor(amax)) => {
@@ -132,46 +147,10 @@ impl<'a> Scaled<'a> {
     ) -> Result<()> {
         for (unit, q) in &self.by_unit {
             let Some(channels) = stats.get(&unit.0).and_then(|stats| stats.channel_amax.as_ref()) else { continue };
-            // Experts have an input quantizer each, whose magnitudes are those of all of them.
-            let mut act = vec![0.0f32; q.linear.cols as usize];
-            for row in channels.chunks_exact(act.len()) {
-                for (most, x) in act.iter_mut().zip(row) {
-                    *most = most.max(*x);
-                }
-            }
-            let weight = column_amax(model, self.layer, *unit, element(precision))?;
-            let scale = smooth_scale(&act, &weight, alpha, element(precision));
-            let amax = act.iter().zip(&scale).fold(0.0f32, |most, (a, s)| most.max(a * s));
-            into.inputs.insert(q.linear.module.clone(), amax);
-            into.pre_quant_scales.insert(q.linear.module.clone(), scale.into());
+            let smoothed = smooth(model, self.layer, *unit, channels, alpha, element(precision))?;
+            into.inputs.insert(q.linear.module.clone(), smoothed.input_amax);
+            into.pre_quant_scales.insert(q.linear.module.clone(), smoothed.pre_quant_scale.into());
         }
         Ok(())
-    }
-}
-
-/// `weight^(1 - alpha) / act^alpha`, between 1e-4 and 1e4 (ModelOpt 0.47 `smoothquant`). Silent channels are left alone
-/// only where some scale is silent too, as ModelOpt has it.
-fn smooth_scale(act: &[f32], weight: &[f32], alpha: f64, element: Element) -> Vec<f32> {
-    let rest = (1.0 - alpha) as f32;
-    let of = |(act, weight): (&f32, &f32)| element.round(weight.powf(rest)) / act.powf(alpha as f32);
-    let mut scale: Vec<f32> = act.iter().zip(weight).map(of).collect();
-    if scale.iter().any(|&s| s <= SILENT) {
-        for (scale, _) in scale.iter_mut().zip(act).filter(|(_, act)| **act <= SILENT) {
-            *scale = 1.0;
-        }
-    }
-    scale.iter().map(|s| if s.is_nan() { 1.0 } else { s.clamp(1e-4, 1e4) }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn silent_channels_get_the_largest_scale_unless_a_scale_is_silent_too() {
-        let scale = |act: &[f32], weight: &[f32], alpha| smooth_scale(act, weight, alpha, Element::Float32);
-        assert_eq!(scale(&[2.0, 0.0], &[1.0, 1.0], 1.0), [0.5, 1e4]);
-        assert_eq!(scale(&[4.0, 0.0], &[0.0, 1.0], 0.5), [1e-4, 1.0]);
-        assert_eq!(scale(&[4.0, 1.0], &[16.0, 1.0], 0.5), [2.0, 1.0]);
     }
 }
