@@ -9,7 +9,7 @@ use crate::model::read_manifest;
 use crate::plan::{Item, OutFile, Plan, open_all};
 use crate::produce::Producer;
 use crate::progress::Progress;
-use crate::{Error, Result};
+use crate::{Error, Problem, Result};
 use crc32fast::Hasher;
 use longshore_ckpt::fs::{self, Identity, ReadFile, SeqWriter, Staging};
 use longshore_ckpt::torch_dist::item::Frame;
@@ -79,7 +79,14 @@ pub fn execute(plan: &Plan, options: &RunOptions, progress: &dyn Progress) -> Re
     let sources = open_all(&plan.catalog)?;
     sources.iter().for_each(ReadFile::advise_sequential);
     progress.start("Converting", plan.files.iter().map(OutFile::size).sum());
-    let (finished, resumed) = write_data(plan, &staging, &sources, options.threads, progress)?;
+    let (finished, resumed) = match write_data(plan, &staging, &sources, options.threads, progress) {
+        // The same command would be refused again: nothing is kept for it.
+        Err(error @ Error::Refused(_)) => {
+            staging.discard()?;
+            return Err(error);
+        }
+        other => other?,
+    };
 
     let mut files: Vec<manifest::File> = Vec::new();
     for small in &plan.small {
@@ -196,7 +203,8 @@ fn staged_name(plan: &Plan, name: &str) -> String {
     plan.inner.as_ref().map_or_else(|| name.to_string(), |inner| format!("{inner}/{name}"))
 }
 
-/// Writes all data files that an earlier run did not finish.
+/// Writes all data files that an earlier run did not finish. Where values break a rule all of them are looked at, so that every
+/// problem is told.
 fn write_data(
     plan: &Plan,
     staging: &Staging,
@@ -213,12 +221,13 @@ fn write_data(
     // Largest first, so that the threads end together.
     let mut order: Vec<&OutFile> = plan.files.iter().collect();
     order.sort_by_key(|f| std::cmp::Reverse(f.size()));
-    let (next, stop, resumed) = (AtomicUsize::new(0), AtomicBool::new(false), AtomicUsize::new(0));
-    let outcome: Mutex<(BTreeMap<String, Finished>, Option<Error>)> = Mutex::default();
+    let (next, resumed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let halt = Halt::default();
+    let outcome: Mutex<(BTreeMap<String, Finished>, Vec<Problem>, Option<Error>)> = Mutex::default();
     let work = || {
         let mut band = vec![0; BAND];
         while let Some(file) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if stop.load(Ordering::Relaxed) {
+            if halt.stop.load(Ordering::Relaxed) {
                 return;
             }
             let result = match earlier.get(&file.name) {
@@ -227,16 +236,17 @@ fn write_data(
                     progress.advance(file.size(), Path::new(&file.name));
                     Ok(finished.clone())
                 }
-                _ => write_file(plan, staging, sources, file, &mut band, &stop, progress),
+                _ => write_file(plan, staging, sources, file, &mut band, &halt, progress),
             };
             let mut outcome = outcome.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             match result {
                 Ok(finished) => {
                     outcome.0.insert(finished.file.clone(), finished);
                 }
+                Err(Error::Refused(mut problems)) => outcome.1.append(&mut problems),
                 Err(error) => {
-                    stop.store(true, Ordering::Relaxed);
-                    outcome.1.get_or_insert(error);
+                    halt.stop.store(true, Ordering::Relaxed);
+                    outcome.2.get_or_insert(error);
                 }
             }
         }
@@ -247,11 +257,24 @@ fn write_data(
         }
         work();
     });
-    let (finished, error) = outcome.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (finished, mut problems, error) = outcome.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    // Weight and scales, which are tensors of their own, have the same to tell.
+    problems.sort_by_key(ToString::to_string);
+    problems.dedup();
     match error {
         Some(error) => Err(error),
+        None if !problems.is_empty() => Err(Error::Refused(problems)),
         None => Ok((finished, resumed.into_inner() as u64)),
     }
+}
+
+/// What one thread tells the others.
+#[derive(Default)]
+struct Halt {
+    /// Nothing more is to be done.
+    stop: AtomicBool,
+    /// There will be no result: values are looked at and not written.
+    refused: AtomicBool,
 }
 
 /// Whether a file of an earlier run is as its journal entry says: length and checksum.
@@ -280,14 +303,14 @@ pub(crate) fn crc_of(file: &ReadFile, offset: u64, len: u64, band: &mut [u8]) ->
     Ok(hasher.finalize())
 }
 
-/// Writes one data file front to back.
+/// Writes one data file front to back, or looks at what it would hold.
 fn write_file(
     plan: &Plan,
     staging: &Staging,
     sources: &[ReadFile],
     file: &OutFile,
     band: &mut [u8],
-    stop: &AtomicBool,
+    halt: &Halt,
     progress: &dyn Progress,
 ) -> Result<Finished> {
     let staged = staged_name(plan, &file.name);
@@ -297,18 +320,22 @@ fn write_file(
     let mut whole = Hasher::new();
     let mut chunks = Vec::new();
     let mut put = |writer: &mut SeqWriter, bytes: &[u8]| -> Result<()> {
-        whole.update(bytes);
-        writer.write(bytes)?;
+        if !halt.refused.load(Ordering::Relaxed) {
+            whole.update(bytes);
+            writer.write(bytes)?;
+        }
         progress.advance(bytes.len() as u64, name);
-        if stop.load(Ordering::Relaxed) || progress.cancelled() {
+        if halt.stop.load(Ordering::Relaxed) || progress.cancelled() {
             return Err(Error::Interrupted { staging: staging.path().to_path_buf() });
         }
         Ok(())
     };
+    let mut refused: Vec<Problem> = Vec::new();
     for item in &file.items {
         match item {
             Item::Bytes { bytes, .. } => put(&mut writer, bytes)?,
             Item::Chunk { chunk, .. } => {
+                let mut problems: Vec<Problem> = Vec::new();
                 let recipe = &plan.recipes[chunk.recipe];
                 let frame = frame(plan, chunk.recipe, &chunk.rect);
                 if let Some(frame) = &frame {
@@ -319,16 +346,26 @@ fn write_file(
                 let mut left = chunk.rect.len() * recipe.dtype.size();
                 while left > 0 {
                     let part = &mut band[..left.min(BAND as u64) as usize];
-                    let overflows = producer.fill(sources, part)?;
-                    if overflows > 0 {
-                        let what = format!("{overflows} values are too large for {}", recipe.dtype);
-                        let problem = crate::Problem::Loss { tensor: recipe.name.clone(), what };
-                        return Err(Error::Refused(vec![problem]));
+                    match producer.fill(sources, part) {
+                        Ok(0) => {}
+                        Ok(overflows) => {
+                            let what = format!("{overflows} values are too large for {}", recipe.dtype);
+                            problems.push(Problem::Loss { tensor: recipe.name.clone(), what });
+                        }
+                        Err(Error::Refused(mut found)) => problems.append(&mut found),
+                        Err(error) => return Err(error),
+                    }
+                    if !problems.is_empty() {
+                        halt.refused.store(true, Ordering::Relaxed);
+                        // The rest of this tensor has nothing new to tell.
+                        progress.advance(left, name);
+                        break;
                     }
                     payload.update(part);
                     put(&mut writer, part)?;
                     left -= part.len() as u64;
                 }
+                refused.append(&mut problems);
                 let crc = payload.finalize();
                 chunks.push(crc);
                 if let Some(frame) = &frame {
@@ -336,6 +373,9 @@ fn write_file(
                 }
             }
         }
+    }
+    if halt.refused.load(Ordering::Relaxed) {
+        return Err(Error::Refused(refused));
     }
     writer.finish()?;
     staging.commit_file(&staged)?;

@@ -145,6 +145,30 @@ impl Source {
         Ok(stored_values(tensor, |file, offset, bytes| self.files[file as usize].read_exact_at(offset, bytes))?)
     }
 
+    /// The tensors that hold NaN or infinity, each with the first of them: what to tell once a computation met one.
+    pub fn not_finite(&self) -> Result<Vec<Problem>> {
+        let mut problems = Vec::new();
+        for (name, recipe) in &self.recipes {
+            let (row_len, mut first) = (recipe.shape.last().copied().unwrap_or(1), None);
+            self.read_rows(name, &Rect::whole(&recipe.shape), Dtype::Float32, row_len, |row, bytes| {
+                let bad = bytes.as_chunks().0.iter().position(|&b| !f32::from_le_bytes(b).is_finite());
+                if let (None, Some(at)) = (first, bad) {
+                    let at = at as u64;
+                    first = Some((row as u64 + at / row_len, at % row_len));
+                }
+            })?;
+            if let Some((row, col)) = first {
+                let what = format!("not finite at row {row}, column {col}");
+                let tensor = match recipe.sources()[..] {
+                    [source] => source.to_owned(),
+                    _ => name.clone(),
+                };
+                problems.push(Problem::Quantize { tensor, what });
+            }
+        }
+        Ok(problems)
+    }
+
     fn count(&self, bytes: usize) {
         self.bytes_read.fetch_add(bytes as u64, Ordering::Relaxed);
     }

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 /// The lock's name. It is held (flock) while a run lasts; the system releases it when the process dies.
 const LOCK: &str = "lock";
 
-/// A locked folder. Dropping it releases the lock and keeps the folder, so that a later run goes on from it.
+/// A locked folder. Dropping it releases the lock and keeps what it holds, so that a later run goes on from it; an empty one
+/// is removed.
 #[derive(Debug)]
 pub struct LockedFolder {
     path: PathBuf,
@@ -66,6 +67,16 @@ impl LockedFolder {
             other => other.map_err(|e| io_error("removing", &self.path, e))?,
         }
         sync_dir(parent(&self.path))
+    }
+}
+
+impl Drop for LockedFolder {
+    fn drop(&mut self) {
+        if self.names().is_ok_and(|names| names.is_empty()) {
+            // What fails here costs no more than an empty folder.
+            let _ = remove_all(&self.path.join(LOCK));
+            let _ = std::fs::remove_dir(&self.path);
+        }
     }
 }
 

@@ -86,7 +86,9 @@ impl Weight {
     }
 
     fn error(&self, error: &longshore_quant::Error) -> Error {
-        Error::Refused(vec![Problem::Quantize { tensor: self.name().into(), what: error.to_string() }])
+        let sources: Vec<&str> = self.recipes().flat_map(Recipe::sources).collect();
+        let tensor = if let [source] = sources[..] { source } else { self.name() };
+        Error::Refused(vec![Problem::Quantize { tensor: tensor.into(), what: error.to_string() }])
     }
 }
 

@@ -120,3 +120,29 @@ fn weights_that_stay_in_codes_say_the_same() {
         assert!(said.contains("32 of 33 linears stay in codes"), "{config} {form}: {said}");
     }
 }
+
+#[test]
+fn weights_that_are_no_numbers_are_all_named_and_nothing_is_left() {
+    let dir = Dir::new();
+    let folder = dir.model_with("nan", |_| {});
+    let path = folder.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).expect("weights");
+    let header = 8 + u64::from_le_bytes(*bytes.first_chunk().expect("a length")) as usize;
+    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..header]).expect("a header");
+    let [nan, infinite] = ["backbone.layers.0.mixer.out_proj.weight", "backbone.layers.3.mixer.up_proj.weight"];
+    for (name, upper) in [(nan, 0x7fc0_u16), (infinite, 0x7f80)] {
+        let at = header + tensors[name]["data_offsets"][0].as_u64().expect("an offset") as usize + 10;
+        bytes[at..at + 2].copy_from_slice(&upper.to_le_bytes());
+    }
+    std::fs::write(&path, bytes).expect("weights");
+    for args in
+        [&["fp8"][..], &["fp8", "--to", "hf"], &["int4_awq"], &["mxfp8", "--to", "hf"], &["fp8", "--weight-only"]]
+    {
+        let text = dir.run(&[&["quantize", "nan", "q", "--skip-generate", "--quant-cfg"], args, &FEW[..]].concat());
+        assert!(text.starts_with("exit 2\n"), "{args:?}: {text}");
+        assert!(text.contains(nan) && text.contains(infinite), "{args:?}: {text}");
+        let left: Vec<_> =
+            std::fs::read_dir(dir.path(".")).expect("a folder").flatten().map(|e| e.file_name()).collect();
+        assert_eq!(left, ["nan"], "{args:?}");
+    }
+}

@@ -15,7 +15,9 @@ use crate::units::{count, counted, seconds};
 use anyhow::Result;
 use kept::Kept;
 use longshore_convert::quantized::{Calibrated, QuantLinear, Quantization};
+use longshore_convert::source::Source;
 use longshore_infer::calibrate::{CalibrateOptions, Calibration, Calibrator, LayerStats};
+use longshore_infer::error::Error as EngineError;
 use longshore_infer::memory::Demand;
 use longshore_infer::resume::Place;
 use longshore_infer::search::{Channels, Unit};
@@ -92,6 +94,7 @@ pub(super) fn run<'a>(
         all_experts: args.what.all_experts,
         attention: !quantization.kv.is_empty(),
     };
+    let blame = |error| blame_weights(error, loaded.model.source());
     let mut calibrator = Calibrator::begin(&loaded.model, &set.samples, options)?;
     let layers = loaded.model.n_layers();
     let fits = |layer, (kept, observed): &(Kept, Vec<(Unit, Channels)>)| {
@@ -109,12 +112,12 @@ pub(super) fn run<'a>(
         let mut found = BTreeMap::new();
         match &scaling {
             Scaling::Awq(awq) if beside.is_some() => {
-                observed.push(calibrator.observe_layer(&linears.targets(), awq)?);
+                observed.push(calibrator.observe_layer(&linears.targets(), awq).map_err(blame)?);
             }
-            Scaling::Awq(awq) => found = calibrator.search_layer(&linears.targets(), awq)?,
+            Scaling::Awq(awq) => found = calibrator.search_layer(&linears.targets(), awq).map_err(blame)?,
             Scaling::None | Scaling::Smooth { .. } => {}
         }
-        let Some(stats) = calibrator.next_layer()? else { break };
+        let Some(stats) = calibrator.next_layer().map_err(blame)? else { break };
         let mut of_layer = Calibrated::default();
         match &scaling {
             Scaling::Awq(awq) if beside.is_none() => linears.keep(found, stats, awq, &mut of_layer),
@@ -127,7 +130,7 @@ pub(super) fn run<'a>(
         kept.append_to(&mut scaled);
         progress.show(layer + 1, report);
     }
-    let calibration = calibrator.finish()?;
+    let calibration = calibrator.finish().map_err(blame)?;
     let mut calibrated = magnitudes(&calibration, quantization, fc2_weighted);
     let mut savers = vec![saver];
     if let (Scaling::Awq(awq), Some(beside)) = (&scaling, beside) {
@@ -144,6 +147,19 @@ pub(super) fn run<'a>(
     let weight_search = Search::of(&config.algorithm);
     let calibrated = Calibrated { weight_search, inputs: calibrated.inputs, kv: calibrated.kv, ..scaled };
     Ok(Observed { calibrated, calibration, resumed_layers: progress.resumed, tokens_per_second, savers })
+}
+
+/// What to tell where numbers are not finite: the weights that are not, if there are any.
+fn blame_weights(error: EngineError, source: &Source) -> anyhow::Error {
+    let is_not_finite = match &error {
+        EngineError::NotFinite { .. } => true,
+        EngineError::Quantize { error, .. } => matches!(error, longshore_quant::Error::NotFinite { .. }),
+        _ => false,
+    };
+    match is_not_finite.then(|| source.not_finite()) {
+        Some(Ok(problems)) if !problems.is_empty() => longshore_convert::Error::Refused(problems).into(),
+        _ => error.into(),
+    }
 }
 
 /// How far a pass is.
