@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What quantization costs the bundled trained model, in Longshore's hands and in NVIDIA ModelOpt's.
 
-    quantize_quality.py [--longshore PATH] [--text FILE.gz] [--config NAME ...] [--side hf|megatron ...] [--windows N] [--table FILE]
+    quantize_quality.py [--longshore PATH] [--text FILE.gz] [--config NAME ...] [--side hf|megatron ...] [--windows N] [--controls N]
+                        [--cache DIR] [--table FILE]
 
 Everything is float32, weights included, so that only the quantization differs. Both calibrate on the same tokens: the text
 that `longshore quantize` has for that, one sample at a time. The quantized models read the same held-out windows, which
@@ -13,12 +14,17 @@ are disjoint from it. Per config:
             and Longshore's engine runs it
 
 Printed are perplexity and the mean KL divergence of the unquantized model from the quantized. A check passes where Longshore's
-loss or divergence is at most one standard error above ModelOpt's; the error is that of the differences window by window. "One step off" is ModelOpt's own model with every magnitude one step of float32
-larger, for the size of differences that mean nothing.
+loss and divergence are at most one standard error above ModelOpt's; the error is that of the differences window by window. "One step
+off" is ModelOpt's own model with every magnitude one step of float32 larger, for the size of differences that mean nothing;
+--controls adds models of ModelOpt's whose magnitudes of inputs are each one step larger, one smaller or as they were, at random.
+
+--cache keeps what ModelOpt found for a model of transformers (its search for AWQ takes minutes) in a folder, for the next run with
+the same model, samples, config and versions.
 """
 import argparse
 import contextlib
 import gzip
+import hashlib
 import json
 import math
 import os
@@ -112,14 +118,47 @@ def hf_logits(model):
     return lambda ids: model(ids, use_cache=False).logits
 
 
-def hf_quantized(source, config, rows):
+def hf_quantized(source, config, rows, cache=None):
+    import modelopt.torch.opt as mto
     import modelopt.torch.quantization as mtq
 
     def forward(model):
         with torch.no_grad():
             for row in rows:
                 model(torch.tensor([row]), use_cache=False)
-    return mtq.quantize(hf_model(source), Q.config(config), forward)
+    path = cache and os.path.join(cache, cache_name(source, config, rows))
+    if path and os.path.exists(path):
+        return hf_restored(source, path)
+    model = mtq.quantize(hf_model(source), Q.config(config), forward)
+    if path:
+        os.makedirs(cache, exist_ok=True)
+        torch.save({"modelopt_state": mto.modelopt_state(model), "model": model.state_dict()}, path + ".part")
+        ids = torch.tensor([rows[0]])
+        with torch.no_grad():
+            same = torch.equal(hf_logits(model)(ids), hf_logits(hf_restored(source, path + ".part"))(ids))
+        assert same, "ModelOpt restores another model than it saved"
+        os.replace(path + ".part", path)
+    return model
+
+
+def hf_restored(source, path):
+    import modelopt.torch.opt as mto
+    saved = torch.load(path, weights_only=False)
+    model = mto.restore_from_modelopt_state(hf_model(source), saved["modelopt_state"])
+    model.load_state_dict(saved["model"])
+    return model
+
+
+def cache_name(source, config, rows):
+    """A file name of everything that the result depends on."""
+    import modelopt
+    import transformers
+    about = hashlib.sha256(json.dumps([Q.config(config), rows, modelopt.__version__, torch.__version__, transformers.__version__],
+                                      default=str).encode())
+    for name in ("config.json", "model.safetensors"):
+        with open(os.path.join(source, name), "rb") as f:
+            about.update(hashlib.file_digest(f, "sha256").digest())
+    return f"{config}-{about.hexdigest()[:16]}.pt"
 
 
 def values(tensors, module):
@@ -175,12 +214,46 @@ def put_in(model, folder):
     return model
 
 
+def magnitudes(model):
+    """{name: quantizer} of those that are on and have a magnitude."""
+    from modelopt.torch.quantization.nn import TensorQuantizer
+    return {n: q for n, q in model.named_modules() if isinstance(q, TensorQuantizer) and q.is_enabled and hasattr(q, "_amax")}
+
+
+def is_input(name):
+    return name.endswith("input_quantizer")
+
+
 def nudge(model):
     """Moves every magnitude by one step of float32, to see what rounding alone changes."""
+    for q in magnitudes(model).values():
+        q._amax.copy_(torch.nextafter(q._amax, torch.full_like(q._amax, torch.inf)))
+
+
+def scatter(model, found, seed):
+    """Puts the magnitudes `found` into the model, those of inputs one step of float32 up, down or as they were, at random."""
+    g = torch.Generator().manual_seed(seed)
+    for name, q in magnitudes(model).items():
+        q._amax.copy_(found[name])
+        if is_input(name):
+            way = torch.randint(-1, 2, q._amax.shape, generator=g)
+            towards = torch.where(way > 0, torch.inf, -torch.inf)
+            q._amax.copy_(torch.where(way == 0, q._amax, torch.nextafter(q._amax, towards)))
+
+
+def pre_quant_scales(model):
     from modelopt.torch.quantization.nn import TensorQuantizer
-    for q in model.modules():
-        if isinstance(q, TensorQuantizer) and hasattr(q, "_amax"):
-            q._amax.copy_(torch.nextafter(q._amax, torch.full_like(q._amax, torch.inf)))
+    quantizers = {n: q for n, q in model.named_modules() if isinstance(q, TensorQuantizer)}
+    return {n: q.pre_quant_scale.clone() for n, q in quantizers.items() if q.pre_quant_scale is not None}
+
+
+def one_scale(model):
+    """Gives q, k and v, which ModelOpt searches one by one, the scale that its export gives all three."""
+    from modelopt.torch.export.quant_utils import preprocess_linear_fusion
+    with torch.no_grad():
+        for m in model.modules():
+            if hasattr(m, "q_proj"):
+                preprocess_linear_fusion([m.q_proj, m.k_proj, m.v_proj])
 
 
 # ---- Megatron
@@ -204,7 +277,7 @@ def megatron_model(source):
     return model
 
 
-def megatron_quantized(source, config, rows):
+def megatron_quantized(source, config, rows, cache=None):
     import modelopt.torch.quantization as mtq
 
     def forward(model):
@@ -302,21 +375,50 @@ class Quality:
         print(f"{self.failed} failed")
         return 1 if self.failed else 0
 
+    def calibrated(self, label, model, amaxes, scales):
+        """Says how far the magnitudes and scales of inputs are from ModelOpt's; those of weights only where the model still has them."""
+        def far(ours, theirs):
+            return float(((ours.double() - theirs.double()).abs() / theirs.double().abs()).max())
+        ours, theirs = pre_quant_scales(model), scales
+        if not ours:
+            ours = {n: q._amax for n, q in magnitudes(model).items() if is_input(n)}
+            theirs = {n: t for n, t in amaxes.items() if is_input(n)}
+        assert ours.keys() == theirs.keys(), f"{label}: not the same inputs are quantized"
+        apart = sorted((far(t.reshape(-1), theirs[n].reshape(-1)), n) for n, t in ours.items())
+        weights = {n: q._amax for n, q in magnitudes(model).items() if not is_input(n)}
+        same = sum(torch.equal(t.reshape(-1), amaxes[n].reshape(-1)) for n, t in weights.items())
+        line = f"{len(apart)} inputs {'scaled' if scales else 'calibrated'}, {sum(d == 0 for d, _ in apart)} to the bit"
+        if apart:
+            line += f", the others up to {apart[-1][0]:.1e} apart (`{apart[-1][1]}`; median of all {apart[len(apart) // 2][0]:.1e})"
+        print(f"       {line}" + f"; {same} of {len(weights)} weight magnitudes equal" * bool(weights), flush=True)
+        self.table[label] = {"inputs": {n: d for d, n in apart}, "weight magnitudes": [same, len(weights)]}
+
     def compare(self, side, config):
         label, times = f"{side} {config}", [time.time()]
         out = os.path.join(self.work, f"{side}-{config}")
-        self.longshore("quantize", self.source, out, "--quant-cfg", config, "--calib", self.samples, "--skip-generate", *WRITTEN[side])
+        self.longshore("quantize", self.source, out, "--quant-cfg", config, "--calib", self.samples, "--skip-generate",
+                       "--skip-report", *WRITTEN[side])
         times.append(time.time())
         quantized, logits = SIDES[side]
         with contextlib.redirect_stdout(sys.stderr):
-            model = quantized(self.source, config, self.rows)
+            model = quantized(self.source, config, self.rows, self.a.cache)
         times.append(time.time())
+        found = {n: q._amax.clone() for n, q in magnitudes(model).items()}, pre_quant_scales(model)
         theirs = self.windows.measure(logits(model))
         self.show(f"{label}, modelopt", theirs)
         nudge(model)
         self.show(f"{label}, modelopt, one step off", self.windows.measure(logits(model)), theirs, checked=False)
+        for i in range(self.a.controls):
+            scatter(model, found[0], i)
+            self.show(f"{label}, modelopt, control {i + 1}", self.windows.measure(logits(model)), theirs, checked=False)
+        if side == "hf" and found[1]:
+            for name, q in magnitudes(model).items():
+                q._amax.copy_(found[0][name])
+            one_scale(model)
+            self.show(f"{label}, modelopt, exported q, k, v", self.windows.measure(logits(model)), theirs, checked=False)
         with contextlib.redirect_stdout(sys.stderr):
             model = put_in(model, out) if side == "hf" else megatron_restored(self.source, out)
+        self.calibrated(label, model, *found)
         self.show(f"{label}, longshore in modelopt", self.windows.measure(logits(model)), theirs)
         self.show(f"{label}, longshore's engine", self.windows.measure(self.engine(out)), theirs)
         print(f"       longshore quantized in {times[1] - times[0]:.0f} s, modelopt in {times[2] - times[1]:.0f} s", flush=True)
@@ -330,6 +432,8 @@ def main():
     ap.add_argument("--config", nargs="+", default=CONFIGS, metavar="NAME")
     ap.add_argument("--side", nargs="+", default=list(SIDES), choices=list(SIDES))
     ap.add_argument("--windows", type=int, default=64)
+    ap.add_argument("--controls", type=int, default=0, metavar="N", help="models of ModelOpt's with inputs moved at random")
+    ap.add_argument("--cache", metavar="DIR", help="folder that keeps what ModelOpt found in transformers' model")
     ap.add_argument("--table", help="file for the measured numbers, as JSON")
     ap.add_argument("--work", help="folder for the files, kept afterwards (default: a temporary one)")
     a = ap.parse_args()
