@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use longshore_quant::fake::fake_quantize;
 use longshore_quant::pack::{PackedType, layout, pack, scale_2};
+use longshore_quant::search::{self, Search};
 use longshore_quant::unpack::{Encoding, unpack};
 use longshore_quant::{Amax, Element, Granularity, MxElement, Scheme, amax};
 
@@ -38,6 +39,18 @@ fn main() -> longshore_quant::Result<()> {
         "max_abs",
         speed(|| {
             black_box(amax::max_abs(black_box(&values)));
+        })
+    );
+    let blocks = Scheme::Nvfp4Static { four_over_six: false };
+    // As in weights most blocks are far below the largest value, so that many scales are tried.
+    let mut far = values.clone();
+    far[0] = 16.0;
+    println!(
+        "{:24} {:8.3}",
+        "NVFP4 static, swept",
+        speed(|| {
+            let mut found = Amax::default();
+            let _ = black_box(search::observe(&Search::Scales, blocks, element, COLS, black_box(&far), &mut found));
         })
     );
     for (name, stages, encoding) in [

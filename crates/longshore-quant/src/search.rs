@@ -74,7 +74,7 @@ pub fn refine(search: &Search, scheme: Scheme, element: Element, cols: usize, va
             let global = amax.global.unwrap_or_else(|| amax.values.iter().copied().fold(0.0, f32::max));
             let largest = if scheme == (Scheme::Nvfp4Static { four_over_six: true }) { 256.0 } else { 448.0 };
             let candidates = Candidates::new(global, largest);
-            sweep(Isa::detect(), values, &candidates.scales, &candidates.amax, &mut amax.values);
+            sweep(Isa::detect(), values, &candidates, &mut amax.values);
         }
         Search::Multiples(multiples) => best_multiples(multiples, scheme, element, cols, values, blocks, amax),
     }
@@ -177,6 +177,7 @@ fn block_squares(x: &[f32; NVFP4_BLOCK], q: &[f32; NVFP4_BLOCK]) -> f32 {
 struct Candidates {
     amax: Vec<f32>,
     scales: Vec<f32>,
+    steps: Vec<Steps>,
 }
 
 impl Candidates {
@@ -185,30 +186,78 @@ impl Candidates {
         let mut scales: Vec<f32> = amax.iter().map(|a| a / 6.0).collect();
         let of_scales = Amax { values: vec![global * (448.0 / largest) / 6.0], global: None };
         fake_quantize(Scheme::Fp8(Granularity::Tensor), Element::Float32, &of_scales, scales.len(), &mut scales);
-        Self { amax, scales }
+        let steps = scales.iter().map(|&scale| Steps::new(scale)).collect();
+        Self { amax, scales, steps }
+    }
+}
+
+/// What E2M1 makes of magnitudes under one scale, without a division for each.
+struct Steps {
+    /// The least magnitudes that become the values from the second on.
+    from: [f32; 7],
+    values: [f32; 8],
+}
+
+impl Steps {
+    fn new(scale: f32) -> Self {
+        // A block whose scale is zero becomes zero.
+        let divisor = if scale == 0.0 { 1.0 } else { scale };
+        let levels = [0.0f32, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+        let from = std::array::from_fn(|i| {
+            let (below, level) = (levels[i], levels[i + 1]);
+            let reaches = |x: f32| E2m1::round(x / divisor) >= level;
+            // Quotients are rounded, so it lies a few floats beside the middle.
+            let mut least = f32::midpoint(below, level) * divisor;
+            while least > 0.0 && reaches(least.next_down()) {
+                least = least.next_down();
+            }
+            while E2m1::round(least / divisor) < level {
+                least = least.next_up();
+            }
+            least
+        });
+        Self { from, values: levels.map(|level| level * scale) }
+    }
+
+    /// The value that a magnitude becomes.
+    #[inline(always)]
+    fn value(&self, x: f32) -> f32 {
+        let mut value = self.values[0];
+        for (&from, &next) in self.from.iter().zip(&self.values[1..]) {
+            value = if x >= from { next } else { value };
+        }
+        value
     }
 }
 
 /// Blocks that are swept together, a lane each.
 const LANES: usize = 16;
 
-/// The errors of a group of blocks under one scale, each in the order of [`block_squares`].
+/// The errors of a group of blocks under one scale, each in the order of [`block_squares`]. `None` as soon as all are above
+/// the best ones: errors only grow.
 #[inline(always)]
-fn group_losses(group: &[[f32; LANES]; NVFP4_BLOCK], scale: f32) -> [f32; LANES] {
-    // A block whose scale is zero becomes zero.
-    let divisor = if scale == 0.0 { 1.0 } else { scale };
+fn group_losses(group: &[[f32; LANES]; NVFP4_BLOCK], steps: &Steps, best: &[f32; LANES]) -> Option<[f32; LANES]> {
     let square = |x: f32| {
-        let difference = x - E2m1::round(x / divisor) * scale;
+        let difference = x - steps.value(x);
         difference * difference
     };
     let mut losses = [0.0; LANES];
-    for i in 0..8 {
-        let (low, high) = (&group[i], &group[i + 8]);
-        for lane in 0..LANES {
-            losses[lane] += square(low[lane]) + square(high[lane]);
+    for pair in 0..4 {
+        for i in [2 * pair, 2 * pair + 1] {
+            let (low, high) = (&group[i], &group[i + 8]);
+            for lane in 0..LANES {
+                losses[lane] += square(low[lane]) + square(high[lane]);
+            }
+        }
+        let mut above = true;
+        for (loss, best) in losses.iter().zip(best) {
+            above &= loss > best;
+        }
+        if above {
+            return None;
         }
     }
-    losses
+    Some(losses)
 }
 
 /// Whether no smaller scale can be as good, for all blocks: their largest values alone would lose more when they are cut
@@ -219,13 +268,35 @@ fn is_over(largest: &[f32; LANES], best: &[f32; LANES], scale: f32) -> bool {
     let mut over = true;
     for (&largest, &best) in largest.iter().zip(best) {
         let cut = largest - limit;
-        over &= largest == 0.0 || (cut >= 0.0 && cut * cut > best);
+        // Without branches.
+        over &= (largest == 0.0) | ((cut >= 0.0) & (cut * cut > best));
     }
     over
 }
 
+/// The best scales of a group of blocks so far.
+struct Best {
+    losses: [f32; LANES],
+    found: [u32; LANES],
+}
+
+impl Best {
+    /// Tries a scale; of equally good ones the lowest is wanted.
+    #[inline(always)]
+    fn try_scale(&mut self, group: &[[f32; LANES]; NVFP4_BLOCK], candidates: &Candidates, at: usize) {
+        let Some(losses) = group_losses(group, &candidates.steps[at], &self.losses) else { return };
+        let at = at as u32;
+        for ((best, found), loss) in self.losses.iter_mut().zip(&mut self.found).zip(losses) {
+            let better = (loss < *best) | ((loss == *best) & (at < *found));
+            *best = if better { loss } else { *best };
+            *found = if better { at } else { *found };
+        }
+    }
+}
+
 #[inline(always)]
-fn sweep_body(values: &[f32], scales: &[f32], candidates: &[f32], amax: &mut [f32]) {
+fn sweep_body(values: &[f32], candidates: &Candidates, amax: &mut [f32]) {
+    let scales = &candidates.scales;
     for (values, amax) in values.chunks(LANES * NVFP4_BLOCK).zip(amax.chunks_mut(LANES)) {
         let mut group = [[0.0; LANES]; NVFP4_BLOCK];
         let mut largest = [0.0; LANES];
@@ -235,31 +306,30 @@ fn sweep_body(values: &[f32], scales: &[f32], candidates: &[f32], amax: &mut [f3
                 row[lane] = x.abs();
             }
         }
-        // All scales above make the whole group zero, and the lowest of equally good ones is wanted.
+        // All scales above make the whole group zero.
         let most = f32::from_bits(max_bits(&largest));
-        let first_zero = scales.partition_point(|&scale| most / scale > 0.25);
-        let mut best = [f32::INFINITY; LANES];
-        let mut found = [0usize; LANES];
-        for at in (0..=first_zero.min(scales.len() - 1)).rev() {
-            if is_over(&largest, &best, scales[at]) {
+        let last = scales.partition_point(|&scale| most / scale > 0.25).min(scales.len() - 1);
+        // The best ones mostly are where the largest value is 6, or below. Then few errors are summed up to their end.
+        let first = scales.partition_point(|&scale| most / scale > 6.0).min(last);
+        let mut best = Best { losses: [f32::INFINITY; LANES], found: [0; LANES] };
+        for at in (0..=first).rev() {
+            if is_over(&largest, &best.losses, scales[at]) {
                 break;
             }
-            let losses = group_losses(&group, scales[at]);
-            for ((best, found), loss) in best.iter_mut().zip(&mut found).zip(losses) {
-                let better = loss <= *best;
-                *best = if better { loss } else { *best };
-                *found = if better { at } else { *found };
-            }
+            best.try_scale(&group, candidates, at);
         }
-        for ((amax, &at), &largest) in amax.iter_mut().zip(&found).zip(&largest) {
+        for at in first + 1..=last {
+            best.try_scale(&group, candidates, at);
+        }
+        for ((amax, &at), &largest) in amax.iter_mut().zip(&best.found).zip(&largest) {
             // Every scale suits a block of zeros: the first one.
-            *amax = candidates[if largest == 0.0 { 0 } else { at }];
+            *amax = candidates.amax[if largest == 0.0 { 0 } else { at as usize }];
         }
     }
 }
 
 per_isa! {
-    fn sweep[][](values: &[f32], scales: &[f32], candidates: &[f32], amax: &mut [f32]) = sweep_body;
+    fn sweep[][](values: &[f32], candidates: &Candidates, amax: &mut [f32]) = sweep_body;
 }
 
 /// The largest magnitudes of a band and the best ones after them: [`amax::observe`], then [`refine`].
@@ -318,7 +388,7 @@ mod tests {
             let candidates = Candidates::new(global, 448.0);
             for isa in Isa::available() {
                 let mut amax = vec![0.0; 48];
-                sweep(isa, &values, &candidates.scales, &candidates.amax, &mut amax);
+                sweep(isa, &values, &candidates, &mut amax);
                 assert_eq!(amax, expected, "{isa:?} {global}");
             }
         }
