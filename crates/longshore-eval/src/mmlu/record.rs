@@ -1,0 +1,80 @@
+//! What was answered to each question, in JSON lines: enough for another program to compute the scores again.
+
+use super::{Row, choose};
+use crate::{Error, Problems, Result};
+use longshore_ckpt::fs;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// One question's result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The subject.
+    pub subject: String,
+    /// The number among the test rows of the subject, from 0.
+    pub index: usize,
+    /// The SHA-256 of the prompt's text.
+    pub prompt_hash: String,
+    /// The logits of A, B, C and D.
+    pub logits: [f32; 4],
+    /// The choice, 0 to 3.
+    pub choice: u8,
+    /// The right answer, 0 to 3.
+    pub answer: u8,
+    /// Whether they are the same.
+    pub correct: bool,
+}
+
+impl Record {
+    /// Scores the logits that a question got.
+    pub fn new(row: Row<'_>, prompt_hash: String, logits: [f32; 4]) -> Result<Self> {
+        let choice = choose(logits)?.choice;
+        let answer = row.question.answer;
+        let subject = row.question.subject.clone();
+        Ok(Self { subject, index: row.index, prompt_hash, logits, choice, answer, correct: choice == answer })
+    }
+
+    /// Whether several logits were the largest.
+    pub(super) fn tied(&self) -> bool {
+        choose(self.logits).is_ok_and(|choice| choice.tied)
+    }
+}
+
+/// The record as a line of JSON, line end included.
+pub fn write_record(record: &Record) -> Result<String> {
+    let line = serde_json::to_string(record).map_err(|e| Error::Invalid(e.to_string()))?;
+    Ok(line + "\n")
+}
+
+/// Reads records back. All malformed lines are reported together, those that contradict themselves too.
+pub fn read_records(path: &Path) -> Result<Vec<Record>> {
+    /// 14042 records take 3 MB.
+    const MAX_FILE: u64 = 256 << 20;
+    let bytes = fs::read_small(path, MAX_FILE)?;
+    let mut problems = Problems::default();
+    let mut records = Vec::new();
+    for (line, text) in (1..).zip(bytes.split(|&byte| byte == b'\n')) {
+        if text.trim_ascii().is_empty() {
+            continue;
+        }
+        match serde_json::from_slice::<Record>(text) {
+            Ok(r) if r.answer > 3 => {
+                problems.add(path, line, format!("expected an answer of 0 to 3, found {}", r.answer));
+            }
+            Ok(r) if !choose(r.logits).is_ok_and(|c| c.choice == r.choice) => {
+                problems.add(path, line, format!("choice {} is not that of the logits {:?}", r.choice, r.logits));
+            }
+            Ok(r) if r.correct != (r.choice == r.answer) => {
+                problems.add(
+                    path,
+                    line,
+                    format!("`correct` is {}, but {} was chosen and {} is right", r.correct, r.choice, r.answer),
+                );
+            }
+            Ok(r) => records.push(r),
+            Err(e) => problems.add_json(path, line, &e),
+        }
+    }
+    problems.none()?;
+    Ok(records)
+}

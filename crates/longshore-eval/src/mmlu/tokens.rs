@@ -1,0 +1,43 @@
+//! From token ids and logits to a letter.
+
+use crate::{Error, Result};
+
+/// The names of the choices.
+pub const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
+
+/// What four logits say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The largest one's number, 0 to 3; the first of several.
+    pub choice: u8,
+    /// Whether several were the largest. Logits of a 16-bit model do tie.
+    pub tied: bool,
+}
+
+/// The tokens whose logits are compared: the last of each letter's, encoded as `" A"` without special tokens. ModelOpt's
+/// rule: for byte-level vocabularies it is the only one, for `SentencePiece` it leaves out a lone blank. Letters that share
+/// a token cannot be told apart, and are refused.
+pub fn letter_ids(encoded: [&[u32]; 4]) -> Result<[u32; 4]> {
+    let mut ids = [0; 4];
+    for (i, tokens) in encoded.into_iter().enumerate() {
+        let none = || Error::Invalid(format!("\" {}\" has no token", LETTERS[i]));
+        ids[i] = *tokens.last().ok_or_else(none)?;
+        if let Some(same) = ids[..i].iter().position(|&id| id == ids[i]) {
+            let (a, b, id) = (LETTERS[same], LETTERS[i], ids[i]);
+            return Err(Error::Invalid(format!(
+                "\" {a}\" and \" {b}\" both end in token {id}: the score would mean nothing"
+            )));
+        }
+    }
+    Ok(ids)
+}
+
+/// The choice among the logits of A, B, C and D. NaN is refused.
+pub fn choose(logits: [f32; 4]) -> Result<Choice> {
+    if let Some(i) = logits.iter().position(|x| x.is_nan()) {
+        return Err(Error::NotANumber { what: format!("the logit of {}", LETTERS[i]) });
+    }
+    let largest = logits.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    let mut best = (0..4u8).zip(logits).filter(|&(_, x)| x == largest).map(|(i, _)| i);
+    Ok(Choice { choice: best.next().unwrap_or_default(), tied: best.next().is_some() })
+}
