@@ -1,11 +1,16 @@
 //! Evaluation without a model: what is asked, in which words, and what the answers are worth.
 //!
-//! [`mmlu`] reads the questions, writes the prompts and scores the logits. Slices and strings in, numbers out; files are
-//! opened through [`longshore_ckpt::fs`] alone.
+//! [`mmlu`] reads the questions, writes the prompts and scores the logits. [`perplexity`] cuts a token stream into windows
+//! and sums what a model made of them, [`divergence`] sets two models' distributions side by side, [`compare`] two lists
+//! of answers. Slices and strings in, numbers out; files are opened through [`longshore_ckpt::fs`] alone.
 
 #![forbid(unsafe_code)]
 
+pub mod compare;
+pub mod divergence;
 mod error;
 pub mod mmlu;
+pub mod perplexity;
+mod statistics;
 
 pub use error::{Error, Problem, Problems, Result};
