@@ -12,5 +12,6 @@ mod error;
 pub mod mmlu;
 pub mod perplexity;
 mod statistics;
+pub mod text;
 
 pub use error::{Error, Problem, Problems, Result};

@@ -233,6 +233,38 @@ fn rows(batch: &Batch) -> usize {
     batch.iter().map(|(_, range)| range.len()).sum()
 }
 
+/// Logits of the positions that `wanted` names of two models that have swept the same prompts in the same batches:
+/// `take(prompt, position, logits of a, logits of b)`, in order.
+pub fn each_pair<B: Backend + 'static>(
+    a: &Sweep<B>,
+    b: &Sweep<B>,
+    rows_at_once: usize,
+    wanted: impl Fn(usize, usize) -> bool,
+    mut take: impl FnMut(usize, usize, &[f32], &[f32]),
+) -> Result<()> {
+    assert!(a.batches == b.batches, "two sweeps over the same prompts");
+    let heads = [a.model.head()?, b.model.head()?];
+    for at in 0..a.n_batches() {
+        let (names, hidden_a) = a.hidden(at)?;
+        let (_, hidden_b) = b.hidden(at)?;
+        let rows: Vec<usize> = (0..names.len()).filter(|&row| wanted(names[row].0, names[row].1)).collect();
+        for rows in rows.chunks(rows_at_once.max(1)) {
+            let of = |sweep: &Sweep<B>, head, hidden: &[f32]| {
+                let width = sweep.model.hidden();
+                let values: Vec<f32> = rows.iter().flat_map(|&row| &hidden[row * width..][..width]).copied().collect();
+                sweep.model.logits_of(head, &values)
+            };
+            let (a, b) = (of(a, &heads[0], &hidden_a), of(b, &heads[1], &hidden_b));
+            let [vocab_a, vocab_b] = [a.len(), b.len()].map(|len| len / rows.len());
+            for (i, &row) in rows.iter().enumerate() {
+                let (prompt, position) = names[row];
+                take(prompt, position, &a[i * vocab_a..][..vocab_a], &b[i * vocab_b..][..vocab_b]);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Cuts the prompts, one after the other, into batches of at most `limit` rows.
 fn batches(prompts: &[Vec<u32>], limit: usize) -> Vec<Batch> {
     let mut batches: Vec<Batch> = Vec::new();

@@ -4,6 +4,7 @@
 //! reported, and `--help` must not depend on the environment. The help names them.
 
 pub(crate) mod calibration;
+pub(crate) mod eval;
 pub(crate) mod quantize;
 pub(crate) mod run;
 
@@ -72,6 +73,8 @@ pub(crate) enum Command {
     Generate(Box<run::GenerateArgs>),
     /// Compare the logits of two checkpoints, or of two precisions
     Logits(Box<run::LogitsArgs>),
+    /// Score a checkpoint: MMLU, perplexity, or its divergence from another
+    Eval(Box<eval::EvalArgs>),
     /// Show format, config and tensors of a checkpoint
     Inspect(InspectArgs),
     /// Say what vLLM, SGLang or TensorRT-LLM would reject in a quantized Hugging Face folder
@@ -98,6 +101,7 @@ impl Command {
             Self::Export(_) => "export",
             Self::Generate(_) => "generate",
             Self::Logits(_) => "logits",
+            Self::Eval(_) => "eval",
             Self::Inspect(_) => "inspect",
             Self::Lint(_) => "lint",
             Self::Verify(_) => "verify",

@@ -17,6 +17,7 @@ mod locate;
 mod model_args;
 mod nearest;
 mod options;
+mod passes;
 mod progress_bar;
 mod prompts;
 mod report;

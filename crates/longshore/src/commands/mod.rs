@@ -4,6 +4,7 @@ mod arch;
 mod convert;
 mod demo;
 mod diff;
+mod eval;
 mod export;
 mod generate;
 mod inspect;
@@ -46,6 +47,7 @@ pub(crate) fn run(command: &Command, env: &Env, report: &Report) -> Result<Answe
         Command::Export(args) => export::run(args, env, report),
         Command::Generate(args) => generate::run(args, env, report),
         Command::Logits(args) => logits::run(args, env, report),
+        Command::Eval(args) => eval::run(args, env, report),
         Command::Inspect(args) => inspect::run(args, env, report),
         Command::Lint(args) => lint::run(args, env, report),
         Command::Verify(args) => verify::run(args, env, report),

@@ -1,0 +1,109 @@
+//! Flags of `eval`.
+
+use super::run::{EngineArgs, SaveArgs};
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+/// `eval`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EvalArgs {
+    #[command(subcommand)]
+    pub(crate) task: EvalTask,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum EvalTask {
+    /// Answer MMLU's questions by the logits of the four letters
+    Mmlu(MmluArgs),
+    /// Perplexity of a text or of token ids
+    Ppl(PplArgs),
+    /// How far the distributions of two checkpoints are apart on a text
+    Kl(KlArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct MmluArgs {
+    /// Checkpoint: a folder, or `org/name` from the Hugging Face cache [env: MLM_MODEL_CKPT, else HF_MODEL_CKPT]
+    #[arg(value_name = "CKPT")]
+    pub(crate) checkpoint: Option<PathBuf>,
+    /// The data set: a folder with JSON lines, CSV or parquet files as published, or a file of JSON lines with the test questions;
+    /// `bundled` stands for a few easy questions of our own
+    #[arg(long, value_name = "DIR", visible_alias = "mmlu-dataset")]
+    pub(crate) data: PathBuf,
+    /// Whose prompts: lm-eval, modelopt, or modelopt-exact, with ModelOpt's missing line ends
+    #[arg(long, value_name = "STYLE", default_value = "lm-eval")]
+    pub(crate) style: String,
+    /// Examples before each question, from the dev questions of its subject
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(crate) few_shots: usize,
+    /// Of each subject only the first questions, so much of all
+    #[arg(long, value_name = "F", default_value = "1")]
+    pub(crate) fraction: f64,
+    /// Only subjects that match, e.g. `*_law`; can be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) subjects: Vec<String>,
+    /// At most so many questions in all, after the fraction
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+    /// Exit with status 1 unless the accuracy is above X
+    #[arg(long, value_name = "X")]
+    pub(crate) lower_bound: Option<f64>,
+    /// Write a JSON line for every question
+    #[arg(long, value_name = "FILE")]
+    pub(crate) per_question: Option<PathBuf>,
+    /// Print what will run, and run nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) save: SaveArgs,
+}
+
+/// How a text becomes windows.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct WindowArgs {
+    /// A text, or JSON lines of token ids, `{"input_ids": [...]}`; also with .gz
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    /// Tokens of a window
+    #[arg(long, value_name = "N", default_value = "2048")]
+    pub(crate) ctx: usize,
+    /// Begin a window every N tokens and score what no window before it has [default: windows side by side, each scored
+    /// but for its first token, the text's remainder dropped; lines of ids are scored whole]
+    #[arg(long, value_name = "N")]
+    pub(crate) stride: Option<usize>,
+    /// Cut as llama.cpp's `perplexity` does: side by side, the second halves scored
+    #[arg(long, conflicts_with = "stride")]
+    pub(crate) llama_cpp: bool,
+    /// At most so many windows
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PplArgs {
+    /// Checkpoint: a folder, or `org/name` from the Hugging Face cache [env: MLM_MODEL_CKPT, else HF_MODEL_CKPT]
+    #[arg(value_name = "CKPT")]
+    pub(crate) checkpoint: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) windows: WindowArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) save: SaveArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct KlArgs {
+    /// The reference: a folder, or `org/name` from the Hugging Face cache
+    pub(crate) a: PathBuf,
+    /// What is compared with it
+    pub(crate) b: PathBuf,
+    #[command(flatten)]
+    pub(crate) windows: WindowArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) save: SaveArgs,
+}

@@ -1,0 +1,137 @@
+//! MMLU: one prefill per question, and the letter with the largest logit.
+
+use super::{LOGITS, demand, with_error};
+use crate::cli::eval::MmluArgs;
+use crate::commands::Answer;
+use crate::engine::{Opened, precision_name};
+use crate::options::Env;
+use crate::passes;
+use crate::report::{Report, peak_memory, table};
+use crate::units::{count, counted};
+use anyhow::{Context, Result};
+use longshore_eval::mmlu::{self, LETTERS, Mmlu, Prompts, Record, Scores, Selection, Style};
+use longshore_infer::tokenizer::Tokenizer;
+use serde_json::json;
+use std::path::Path;
+
+pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> Result<Answer> {
+    let style: Style = args.style.parse()?;
+    let data = if args.data == Path::new("bundled") { mmlu::bundled()? } else { mmlu::read(&args.data)? };
+    let selection = Selection { fraction: args.fraction, subjects: args.subjects.clone(), limit: args.limit };
+    let rows = mmlu::select(&data.test, &selection)?;
+    let subjects = rows.iter().map(|row| row.question.subject.as_str());
+    let prompts = Prompts::new(style, args.few_shots, &data.dev, subjects)?;
+    let checkpoint = super::checkpoint(args.checkpoint.as_ref(), env)?;
+    let opened = Opened::new(&checkpoint, &args.engine, env, report)?;
+    let tokenizer = opened.tokenizer()?;
+    let letters = letters(tokenizer)?;
+    let (mut ids, mut hashes) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
+    for row in &rows {
+        let prompt = prompts.prompt(row.question)?;
+        // Special tokens as the tokenizer's own rules have them: a begin-of-text token if it adds one.
+        ids.push(tokenizer.encode(&prompt.text(), true)?);
+        hashes.push(prompt.hash());
+    }
+    let tokens: usize = ids.iter().map(Vec::len).sum();
+    say_plan(args, style, &data, rows.len(), tokens, report);
+    if args.dry_run {
+        return dry_run(args, style, &data, (rows.len(), tokens), report);
+    }
+    let key = opened.pass_key(&args.engine, &ids, &"mmlu")?;
+    let precision = precision_name(opened.precision);
+    let loaded = opened.load(&args.engine, demand(&ids, args.engine.batch_tokens), 1, report)?;
+    let (sweep, saver) = passes::sweep(&loaded, &ids, (&args.engine, &args.save), &key, report)?;
+    let mut logits = vec![[f32::NAN; 4]; ids.len()];
+    let last = |prompt: usize, position: usize| position + 1 == ids[prompt].len();
+    sweep.each_logits(LOGITS, last, |prompt, _, row| {
+        logits[prompt] = letters.map(|id| row[id as usize]);
+    })?;
+    let mut records = Vec::with_capacity(rows.len());
+    for ((row, hash), logits) in rows.iter().zip(hashes).zip(logits) {
+        records.push(Record::new(*row, hash, logits)?);
+    }
+    if let Some(path) = &args.per_question {
+        let lines = records.iter().map(mmlu::write_record).collect::<longshore_eval::Result<String>>()?;
+        std::fs::write(path, lines).with_context(|| format!("writing `{}`", path.display()))?;
+    }
+    saver.discard();
+    let scores = Scores::of(&records);
+    if report.is_json() {
+        let fields = json!({
+            "task": "mmlu", "style": style, "few_shots": args.few_shots, "fraction": args.fraction, "questions": records.len(),
+            "tokens": tokens, "data_sha256": data.sha256(), "precision": precision, "scores": scores,
+            "peak_memory": peak_memory(),
+        });
+        report.json("eval", &fields)?;
+    } else if style == Style::ModelOptExact {
+        report.data(&scores.reference_table())?;
+    } else {
+        report.data(&shown(&scores))?;
+    }
+    let passed = args.lower_bound.is_none_or(|bound| scores.micro > bound);
+    if !passed {
+        report.note("Failed", &format!("the accuracy is not above {}", args.lower_bound.unwrap_or_default()));
+    }
+    Ok(if passed { Answer::Yes } else { Answer::No })
+}
+
+/// The tokens of the four letters.
+fn letters(tokenizer: &Tokenizer) -> Result<[u32; 4]> {
+    let mut encoded = Vec::with_capacity(4);
+    for letter in LETTERS {
+        encoded.push(tokenizer.encode(&format!(" {letter}"), false)?);
+    }
+    Ok(mmlu::letter_ids([0, 1, 2, 3].map(|i| encoded[i].as_slice()))?)
+}
+
+fn say_plan(args: &MmluArgs, style: Style, data: &Mmlu, questions: usize, tokens: usize, report: &Report) {
+    let text = format!(
+        "{} ({style}, {}), {} tokens",
+        counted(questions as u64, "question"),
+        counted(args.few_shots as u64, "shot"),
+        count(tokens as u64)
+    );
+    report.status("MMLU", &text);
+    for unusual in data.unusual() {
+        report.note("Note", &unusual.to_string());
+    }
+}
+
+fn dry_run(
+    args: &MmluArgs,
+    style: Style,
+    data: &Mmlu,
+    (questions, tokens): (usize, usize),
+    report: &Report,
+) -> Result<Answer> {
+    if report.is_json() {
+        let fields = json!({
+            "task": "mmlu", "dry_run": true, "style": style, "few_shots": args.few_shots, "questions": questions, "tokens": tokens,
+            "data_sha256": data.sha256(),
+        });
+        report.json("eval", &fields)?;
+    }
+    Ok(Answer::Yes)
+}
+
+/// The table by subject and category.
+fn shown(scores: &Scores) -> String {
+    let row = |name: &str, total: usize, accuracy: f64, error: Option<f64>| {
+        vec![name.to_owned(), total.to_string(), with_error(accuracy * 100.0, error.map(|e| e * 100.0), 2)]
+    };
+    let mut rows = vec![["subject", "questions", "accuracy %"].map(str::to_owned).to_vec()];
+    for s in &scores.subjects {
+        rows.push(row(&s.subject, s.score.total, s.accuracy, s.standard_error));
+    }
+    for c in &scores.categories {
+        rows.push(row(&format!("[{}]", c.category.name()), c.score.total, c.accuracy, c.pooled_error));
+    }
+    let all = scores.all.total;
+    rows.push(row("macro average", all, scores.macro_average, scores.macro_error));
+    rows.push(row("micro average", all, scores.micro, scores.pooled_error.or(scores.micro_error)));
+    let ties = match scores.ties {
+        0 => String::new(),
+        ties => format!("{} with several largest logits; the first letter counted\n", counted(ties as u64, "question")),
+    };
+    table(&rows, &[1, 2]) + &ties
+}
