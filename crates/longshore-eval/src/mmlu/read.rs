@@ -202,3 +202,19 @@ fn too_much(path: &Path) -> Error {
 fn number(answer: i64) -> Result<u8, String> {
     u8::try_from(answer).ok().filter(|&a| a < 4).ok_or_else(|| format!("expected an answer of 0 to 3, found {answer}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_of_all_rows_is_bounded_and_empty_rows_count_too() {
+        let path = Path::new("p");
+        let mut rows = Rows::default();
+        rows.spend(path, MAX_TEXT as usize - 3 * ROW_COST as usize).unwrap();
+        rows.spend(path, 0).unwrap();
+        rows.spend(path, 0).unwrap();
+        assert!(rows.spend(path, 0).unwrap_err().to_string().starts_with("p: the data set holds more than 256 MiB"));
+        assert!(Rows::default().spend(path, usize::MAX).is_err());
+    }
+}

@@ -115,6 +115,12 @@ fn damaged_parquet_is_an_error_and_never_a_panic() {
         fs::write(&path, &good[..len]).unwrap();
         assert!(matches!(mmlu::read(folder.path()), Err(Error::Unreadable { .. })), "{len}");
     }
+    // The first page's uncompressed size, below zero: seen before anything is decoded.
+    let mut negative = good.clone();
+    assert_eq!(negative[4..7], [0x15, 4, 0x15]);
+    negative[7] |= 1;
+    fs::write(&path, negative).unwrap();
+    assert!(mmlu::read(folder.path()).unwrap_err().to_string().ends_with("\"question\" is not made of pages"));
     // The footer: whatever it then says, reading ends.
     for at in (good.len() - 1200..good.len()).step_by(13) {
         let mut bad = good.clone();

@@ -1,5 +1,7 @@
 //! The parquet files of cais/mmlu: columns `question`, `subject`, `choices` (a list of strings), `answer` (int64), snappy.
 
+mod pages;
+
 use super::super::Question;
 use super::{MAX_FILE, MAX_TEXT, Raw, Rows, number};
 use crate::{Error, Result};
@@ -15,14 +17,14 @@ use std::path::Path;
 pub(super) fn read(path: &Path, rows: &mut Rows) -> Result<Vec<Question>> {
     let bytes = Bytes::from(fs::read_small(path, MAX_FILE)?);
     // The decoder's asserts are about what a file says: a damaged one must be an error, not the program's end.
-    let parsed = catch_unwind(AssertUnwindSafe(|| parse(path, bytes, rows)));
+    let parsed = catch_unwind(AssertUnwindSafe(|| parse(path, &bytes, rows)));
     parsed.unwrap_or_else(|_| Err(damaged(path, &"the decoder gave up")))
 }
 
-fn parse(path: &Path, bytes: Bytes, rows: &mut Rows) -> Result<Vec<Question>> {
+fn parse(path: &Path, bytes: &Bytes, rows: &mut Rows) -> Result<Vec<Question>> {
     let failed = |e: ParquetError| damaged(path, &e);
-    let reader = SerializedFileReader::new(bytes).map_err(failed)?;
-    bounded(path, &reader)?;
+    let reader = SerializedFileReader::new(bytes.clone()).map_err(failed)?;
+    bounded(path, bytes, &reader)?;
     let mut questions = Vec::new();
     for (row, fields) in (1..).zip(reader.get_row_iter(None).map_err(failed)?) {
         match raw(fields.map_err(failed)?) {
@@ -41,12 +43,17 @@ fn parse(path: &Path, bytes: Bytes, rows: &mut Rows) -> Result<Vec<Question>> {
 }
 
 /// Refuses a file that says of itself that it is too large, before anything is decoded: runs of equal values take no room
-/// in the file. A single page may still claim up to 2 GiB, which the decoder allocates before it finds the claim false.
-fn bounded(path: &Path, reader: &SerializedFileReader<Bytes>) -> Result<()> {
-    const MAX_VALUES: i64 = 4 << 20;
+/// in the file.
+fn bounded(path: &Path, bytes: &[u8], reader: &SerializedFileReader<Bytes>) -> Result<()> {
+    const MAX_VALUES: u64 = 4 << 20;
     for column in reader.metadata().row_groups().iter().flat_map(RowGroupMetaData::columns) {
-        let (values, size) = (column.num_values(), column.uncompressed_size());
-        if !(0..=MAX_VALUES).contains(&values) || !u64::try_from(size).is_ok_and(|size| size <= MAX_TEXT) {
+        let (start, len) = column.byte_range();
+        let end = start.checked_add(len).and_then(|end| usize::try_from(end).ok());
+        let chunk = end.and_then(|end| bytes.get(usize::try_from(start).ok()?..end));
+        let no_pages = || damaged(path, &format!("{} is not made of pages", column.column_path()));
+        let pages = chunk.and_then(pages::claims).ok_or_else(no_pages)?;
+        let (values, size) = (pages.values.max(column.num_values().unsigned_abs()), pages.size);
+        if values > MAX_VALUES || size > MAX_TEXT {
             return Err(damaged(path, &format!("{} claims {values} values in {size} bytes", column.column_path())));
         }
     }
