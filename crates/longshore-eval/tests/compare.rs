@@ -1,7 +1,5 @@
 //! Two lists of answers. Reference p-values are those of `scipy.stats.binomtest`.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers are part of it")]
-
 use longshore_eval::compare::{compare, mcnemar};
 use longshore_eval::mmlu::Record;
 

@@ -74,7 +74,7 @@ fn likelihoods_are_those_of_a_softmax_in_f64() {
         close(nll(&row, target as u32).unwrap(), expected);
         close(-logs[target], expected);
     }
-    close(nll(&[1000.0, -1000.0, 999.0], 1).unwrap(), 2000.313_261_687_518_2);
+    close(nll(&[1000.0, -1000.0, 999.0], 1).unwrap(), 2_000.313_261_687_518_2);
     assert_eq!(nll(&[0.0, f32::NEG_INFINITY], 1).unwrap(), f64::INFINITY);
     assert_eq!(nll(&row, 4).unwrap_err().to_string(), "token 4 is outside the vocabulary of 4");
     for bad in [[f32::NAN, 0.0], [f32::INFINITY, 0.0], [f32::NEG_INFINITY; 2]] {
@@ -156,7 +156,7 @@ fn a_summary_has_numpys_quantiles_and_errors_by_window() {
     let position = |i: u32| Position {
         kl: f64::from(i * i) / 1000.0,
         reverse_kl: 2.0,
-        same_top: i % 4 != 0,
+        same_top: !i.is_multiple_of(4),
         nll_difference: if i <= 1000 { 0.5 } else { -0.25 },
     };
     let mut text = Divergence::default();
@@ -168,7 +168,7 @@ fn a_summary_has_numpys_quantiles_and_errors_by_window() {
     assert_eq!((summary.positions, summary.windows), (2000, 2));
     close(summary.kl.mean, 2001.0 * 4001.0 / 6.0 / 1000.0);
     let quantiles = [summary.kl_median, summary.kl_p99, summary.kl_p999, summary.kl_max];
-    for (found, expected) in quantiles.into_iter().zip([1001.0005, 3920.43961, 3992.007_997, 4000.0]) {
+    for (found, expected) in quantiles.into_iter().zip([1001.0005, 3920.43961, 3_992.007_997, 4000.0]) {
         close(found, expected);
     }
     assert_eq!((summary.reverse_kl.mean, summary.reverse_kl.error), (2.0, Some(0.0)));

@@ -1,6 +1,6 @@
 //! What was answered to each question, in JSON lines: enough for another program to compute the scores again.
 
-use super::{Row, choose};
+use super::{LETTERS, Row, choose};
 use crate::{Error, Problems, Result};
 use longshore_ckpt::fs;
 use serde::{Deserialize, Serialize};
@@ -17,9 +17,11 @@ pub struct Record {
     pub prompt_hash: String,
     /// The logits of A, B, C and D.
     pub logits: [f32; 4],
-    /// The choice, 0 to 3.
+    /// The choice, 0 to 3; a letter in files.
+    #[serde(with = "letter")]
     pub choice: u8,
-    /// The right answer, 0 to 3.
+    /// The right answer, likewise.
+    #[serde(with = "letter")]
     pub answer: u8,
     /// Whether they are the same.
     pub correct: bool,
@@ -37,6 +39,29 @@ impl Record {
     /// Whether several logits were the largest.
     pub(super) fn tied(&self) -> bool {
         choose(self.logits).is_ok_and(|choice| choice.tied)
+    }
+}
+
+/// The letter of a choice.
+fn name(choice: u8) -> &'static str {
+    LETTERS[usize::from(choice) % LETTERS.len()]
+}
+
+/// Choices as letters.
+mod letter {
+    use super::super::LETTERS;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(choice: &u8, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(super::name(*choice))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u8, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let found = LETTERS.iter().position(|letter| *letter == text);
+        let expected = || D::Error::custom(format!("expected a letter from A to D, found `{text}`"));
+        found.map(|choice| choice as u8).ok_or_else(expected)
     }
 }
 
@@ -58,17 +83,19 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>> {
             continue;
         }
         match serde_json::from_slice::<Record>(text) {
-            Ok(r) if r.answer > 3 => {
-                problems.add(path, line, format!("expected an answer of 0 to 3, found {}", r.answer));
-            }
             Ok(r) if !choose(r.logits).is_ok_and(|c| c.choice == r.choice) => {
-                problems.add(path, line, format!("choice {} is not that of the logits {:?}", r.choice, r.logits));
+                problems.add(path, line, format!("choice {} is not that of the logits {:?}", name(r.choice), r.logits));
             }
             Ok(r) if r.correct != (r.choice == r.answer) => {
                 problems.add(
                     path,
                     line,
-                    format!("`correct` is {}, but {} was chosen and {} is right", r.correct, r.choice, r.answer),
+                    format!(
+                        "`correct` is {}, but {} was chosen and {} is right",
+                        r.correct,
+                        name(r.choice),
+                        name(r.answer)
+                    ),
                 );
             }
             Ok(r) => records.push(r),

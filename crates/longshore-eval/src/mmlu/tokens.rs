@@ -32,10 +32,11 @@ pub fn letter_ids(encoded: [&[u32]; 4]) -> Result<[u32; 4]> {
     Ok(ids)
 }
 
-/// The choice among the logits of A, B, C and D. NaN is refused.
+/// The choice among the logits of A, B, C and D. What is not finite is refused: no model in order says so, and JSON has no
+/// word for it.
 pub fn choose(logits: [f32; 4]) -> Result<Choice> {
-    if let Some(i) = logits.iter().position(|x| x.is_nan()) {
-        return Err(Error::NotANumber { what: format!("the logit of {}", LETTERS[i]) });
+    if let Some((letter, x)) = LETTERS.iter().zip(logits).find(|(_, x)| !x.is_finite()) {
+        return Err(Error::Invalid(format!("the logit of {letter} is {x}")));
     }
     let largest = logits.into_iter().fold(f32::NEG_INFINITY, f32::max);
     let mut best = (0..4u8).zip(logits).filter(|&(_, x)| x == largest).map(|(i, _)| i);

@@ -3,6 +3,7 @@
 mod convert;
 mod demo;
 mod diff;
+mod eval;
 mod export;
 mod generate;
 mod harness;
