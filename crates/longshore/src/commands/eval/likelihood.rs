@@ -137,7 +137,8 @@ pub(super) fn divergence(args: &KlArgs, env: &Env, report: &Report) -> Result<An
     let b = Opened::new(&args.b, &args.engine, env, report)?;
     let cut = Cut::of(&args.windows, &a)?;
     cut.say(report);
-    let keys = [a.pass_key(&args.engine, &cut.prompts, &"kl")?, b.pass_key(&args.engine, &cut.prompts, &"kl")?];
+    // The two may be one checkpoint.
+    let keys = [a.pass_key(&args.engine, &cut.prompts, &"kl a")?, b.pass_key(&args.engine, &cut.prompts, &"kl b")?];
     let precision = precision_name(a.precision);
     // One after the other, but the residual streams of both are kept to the end.
     let load = |opened: Opened| opened.load(&args.engine, demand(&cut.prompts, args.engine.batch_tokens), 2, report);
