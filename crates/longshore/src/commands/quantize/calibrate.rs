@@ -9,9 +9,9 @@ use self::scales::{Scaled, Scaling};
 use crate::calibration::CalibrationSet;
 use crate::cli::quantize::QuantizeArgs;
 use crate::engine::{Opened, scratch};
-use crate::report::{Live, Report};
+use crate::passes::Progress;
+use crate::report::Report;
 use crate::saving::Saver;
-use crate::units::{count, counted, seconds};
 use anyhow::Result;
 use kept::Kept;
 use longshore_convert::quantized::{Calibrated, QuantLinear, Quantization};
@@ -28,7 +28,6 @@ use longshore_quant::config::QuantConfig;
 use longshore_quant::search::Search;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Instant;
 
 /// What the folders of interrupted passes add to the destination's name: of the one that observes, and of AWQ's that compare
 /// and clip.
@@ -142,7 +141,7 @@ pub(super) fn run<'a>(
             Scaled::of(quantization, layer, &scaling).keep(found, stats, awq, &mut scaled);
         }
     }
-    let tokens_per_second = progress.end(tokens, report);
+    let tokens_per_second = progress.end("Calibrated", tokens, report);
     calibrated.inputs.append(&mut scaled.inputs);
     let weight_search = Search::of(&config.algorithm);
     let calibrated = Calibrated { weight_search, inputs: calibrated.inputs, kv: calibrated.kv, ..scaled };
@@ -159,49 +158,6 @@ fn blame_weights(error: EngineError, source: &Source) -> anyhow::Error {
     match is_not_finite.then(|| source.not_finite()) {
         Some(Ok(problems)) if !problems.is_empty() => longshore_convert::Error::Refused(problems).into(),
         _ => error.into(),
-    }
-}
-
-/// How far a pass is.
-struct Progress {
-    what: &'static str,
-    started: Instant,
-    /// Layers that an earlier run had done.
-    resumed: usize,
-    layers: usize,
-}
-
-impl Progress {
-    fn begin(what: &'static str, resumed: usize, layers: usize) -> Self {
-        Self { what, started: Instant::now(), resumed, layers }
-    }
-
-    /// Redrawn on a terminal, else a line for every tenth.
-    fn show(&self, done: usize, report: &Report) {
-        let per_layer = self.started.elapsed().as_secs_f64() / (done - self.resumed) as f64;
-        let text =
-            format!("layer {done} of {}, {} left", self.layers, seconds(per_layer * (self.layers - done) as f64));
-        match report.progress() {
-            Live::Redraw => report.live(&format!("{}  {text}", self.what)),
-            Live::Lines if done * 10 / self.layers > (done - 1) * 10 / self.layers => {
-                report.status(self.what, &text);
-            }
-            Live::Off | Live::Lines => {}
-        }
-    }
-
-    /// After the last layer: tokens a second.
-    fn end(&self, tokens: usize, report: &Report) -> u64 {
-        if report.progress() == Live::Redraw {
-            report.live("");
-        }
-        let (computed, took) = (self.layers - self.resumed, self.started.elapsed());
-        let layers = counted(computed as u64, "layer");
-        let time = seconds(took.as_secs_f64());
-        let all = tokens as u128 * computed as u128 / self.layers.max(1) as u128;
-        let rate = (all * 1000 / took.as_millis().max(1)) as u64;
-        report.status("Calibrated", &format!("{layers} in {time} ({} tokens/s)", count(rate)));
-        rate
     }
 }
 

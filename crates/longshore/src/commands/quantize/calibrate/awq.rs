@@ -6,10 +6,11 @@
 //! model that has these quantized. `awq_clip` switches them off again.
 
 use super::scales::{Scaled, Scaling};
-use super::{Progress, places};
+use super::places;
 use crate::cli::quantize::QuantizeArgs;
 use crate::cli::run::{EngineArgs, QuantizedWeights};
 use crate::engine::{Opened, load};
+use crate::passes::Progress;
 use crate::report::Report;
 use crate::saving::Saver;
 use anyhow::Result;
