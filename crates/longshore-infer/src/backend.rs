@@ -13,8 +13,8 @@ use crate::quantized::InputQuantizer;
 use crate::site::Site;
 use crate::stats::{InputStats, StatsWanted};
 use longshore_ckpt::Dtype;
-use longshore_quant::Scheme;
 use longshore_quant::pack::QuantizedRows;
+use longshore_quant::{Element, Scheme};
 use std::ops::Range;
 
 /// The rows of one sequence in a batch, and what its layer remembers of the tokens before.
@@ -172,6 +172,10 @@ pub trait Backend: Sized + Send + Sync {
     fn add(&self, x: &Self::Buffer, residual: &mut Self::Buffer);
     /// Quantized and dequantized rows.
     fn fake_quantize(&self, x: &Self::Buffer, quantizer: &InputQuantizer) -> Self::Buffer;
+    /// Rows of this element type, column by column times a scale.
+    fn scaled(&self, x: &Self::Buffer, scale: &[f32], element: Element) -> Self::Buffer;
+    /// Row by row the squared differences, each a float32, summed up in float64 in the order of the columns.
+    fn squared_differences(&self, a: &Self::Buffer, b: &Self::Buffer) -> Vec<f64>;
     /// Adds rows to the statistics of a linear's input, as the product will read them. A value that is not finite makes
     /// `amax` not finite.
     fn observe(&self, inputs: &Inputs<'_, Self>, wanted: StatsWanted, stats: &mut InputStats);

@@ -156,13 +156,23 @@ impl<B: Backend> Probe<B> for Collect<'_> {
     fn inputs(&mut self, backend: &B, inputs: &Inputs<'_, B>) -> Result<()> {
         let stats = self.stats.entry(inputs.site).or_default();
         let chosen = inputs.experts.is_some_and(|experts| experts.weights.is_some());
+        let wanted = self.options.stats;
+        // Where all experts are shown all tokens, only the rows of the true routing have weights.
+        let of_chosen = self.options.all_experts && wanted.weighted && inputs.site == Site::ExpertFc2;
+        let channels = |wants: bool| if wants { wanted } else { StatsWanted::default() };
         if self.options.all_experts && chosen {
             // These rows were counted among those of all tokens; their weights are the true ones.
             let mut true_rows = InputStats { weighted_amax: stats.weighted_amax, ..InputStats::default() };
-            backend.observe(inputs, StatsWanted::default(), &mut true_rows);
+            if of_chosen {
+                (true_rows.channel_amax, true_rows.channel_sum) = (stats.channel_amax.take(), stats.channel_sum.take());
+            }
+            backend.observe(inputs, channels(of_chosen), &mut true_rows);
             stats.weighted_amax = true_rows.weighted_amax;
+            if of_chosen {
+                (stats.channel_amax, stats.channel_sum) = (true_rows.channel_amax, true_rows.channel_sum);
+            }
         } else {
-            backend.observe(inputs, self.options.stats, stats);
+            backend.observe(inputs, channels(!of_chosen), stats);
         }
         if stats.amax.is_finite() && stats.weighted_amax.is_none_or(f32::is_finite) {
             return Ok(());

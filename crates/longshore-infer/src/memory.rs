@@ -47,6 +47,8 @@ pub struct Plan {
     pub prefetch: bool,
     /// Bytes for the residual stream between streamed layers.
     pub activations: u64,
+    /// Bytes that are left.
+    pub spare: u64,
 }
 
 /// Divides `budget` (`None`: no limit). Errors: not even one layer at a time fits.
@@ -60,10 +62,17 @@ pub fn plan(sizes: &Sizes, demand: &Demand, budget: Option<u64>) -> Result<Plan>
     let fixed = states + sizes.working * batch + sizes.logits * demand.logits;
     let all: u64 = sizes.layers.iter().sum::<u64>() + sizes.head;
     let Some(budget) = budget else {
-        return Ok(Plan { layers: sizes.layers.len(), head: true, prefetch: false, activations: u64::MAX });
+        return Ok(Plan {
+            layers: sizes.layers.len(),
+            head: true,
+            prefetch: false,
+            activations: u64::MAX,
+            spare: u64::MAX,
+        });
     };
     if demand.decode && fixed + all <= budget {
-        return Ok(Plan { layers: sizes.layers.len(), head: true, prefetch: false, activations: 0 });
+        let spare = budget - fixed - all;
+        return Ok(Plan { layers: sizes.layers.len(), head: true, prefetch: false, activations: 0, spare });
     }
     let largest = sizes.layers.iter().copied().max().unwrap_or(0).max(sizes.head);
     let short = |what: &str, needed: u64| Error::Memory { what: what.to_owned(), needed, budget };
@@ -79,7 +88,7 @@ pub fn plan(sizes: &Sizes, demand: &Demand, budget: Option<u64>) -> Result<Plan>
     }
     let activations = (sizes.row * demand.prompt_tokens).min(left);
     left -= activations;
-    let mut plan = Plan { layers: 0, head: false, prefetch, activations };
+    let mut plan = Plan { layers: 0, head: false, prefetch, activations, spare: 0 };
     if demand.decode {
         // The output layer is needed as often as any other.
         if sizes.head <= left {
@@ -92,6 +101,7 @@ pub fn plan(sizes: &Sizes, demand: &Demand, budget: Option<u64>) -> Result<Plan>
             plan.layers += 1;
         }
     }
+    plan.spare = left;
     Ok(plan)
 }
 
@@ -111,12 +121,12 @@ mod tests {
     fn what_fits_stays() {
         // States 3 * 20 * 2, working 2 * 8, logits 4.
         let fixed = 120 + 16 + 4;
-        let all = Plan { layers: 3, head: true, prefetch: false, activations: 0 };
+        let all = Plan { layers: 3, head: true, prefetch: false, activations: 0, spare: 0 };
         assert_eq!(plan(&sizes(), &demand(true), Some(fixed + 550)).unwrap(), all);
-        let some = Plan { layers: 0, head: false, prefetch: false, activations: 80 };
+        let some = Plan { layers: 0, head: false, prefetch: false, activations: 80, spare: 1 };
         assert_eq!(
             plan(&sizes(), &demand(true), Some(fixed + 549)).unwrap(),
-            Plan { layers: 1, head: true, ..some.clone() }
+            Plan { layers: 1, head: true, spare: 19, ..some.clone() }
         );
         assert_eq!(plan(&sizes(), &demand(true), Some(fixed + 300 + 81)).unwrap(), some);
         let ahead = plan(&sizes(), &demand(true), Some(fixed + 600)).unwrap_or_else(|e| panic!("{e}"));
@@ -127,9 +137,9 @@ mod tests {
     fn a_sweep_keeps_one_state_and_no_weights() {
         let fixed = 20 + 16 + 4;
         let got = plan(&sizes(), &demand(false), Some(fixed + 600)).unwrap();
-        assert_eq!(got, Plan { layers: 0, head: false, prefetch: true, activations: 0 });
+        assert_eq!(got, Plan { layers: 0, head: false, prefetch: true, activations: 0, spare: 0 });
         let got = plan(&sizes(), &demand(false), Some(fixed + 10_000)).unwrap();
-        assert_eq!(got, Plan { layers: 0, head: false, prefetch: true, activations: 80 });
+        assert_eq!(got, Plan { layers: 0, head: false, prefetch: true, activations: 80, spare: 10_000 - 600 - 80 });
     }
 
     #[test]

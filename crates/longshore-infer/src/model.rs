@@ -113,7 +113,7 @@ impl<B: Backend + 'static> Model<B> {
         let sizes = sizes(&loader, config, &layers);
         let plan = match &options.memory {
             Some((budget, demand)) => memory::plan(&sizes, demand, Some(*budget))?,
-            None => Plan { layers: layers.len(), head: true, prefetch: false, activations: u64::MAX },
+            None => Plan { layers: layers.len(), head: true, prefetch: false, activations: u64::MAX, spare: u64::MAX },
         };
         let mut model = Self {
             final_norm,
@@ -210,6 +210,11 @@ impl<B: Backend + 'static> Model<B> {
     /// Bytes for the residual stream between streamed layers.
     pub fn activation_budget(&self) -> u64 {
         self.plan.activations
+    }
+
+    /// Bytes that nothing is planned for.
+    pub fn spare_memory(&self) -> u64 {
+        self.plan.spare
     }
 
     pub(crate) fn loader(&self) -> Loader<'_, B> {

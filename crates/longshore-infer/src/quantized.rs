@@ -228,18 +228,8 @@ impl InputQuantizer {
     /// Replaces whole rows of `cols` values by what they are after quantization. A row's result depends on no other row.
     pub fn apply(&self, rows: &mut [f32]) {
         match &self.pre_quant_scale {
-            Some(scale) => {
-                for row in rows.chunks_exact_mut(self.cols) {
-                    for (x, s) in row.iter_mut().zip(scale) {
-                        *x = self.element.round(self.element.round(*x) * s);
-                    }
-                }
-            }
-            None if self.element != Element::Float32 => {
-                for x in &mut *rows {
-                    *x = self.element.round(*x);
-                }
-            }
+            Some(scale) => self.element.scale_rows(scale, rows),
+            None if self.element != Element::Float32 => self.element.round_all(rows),
             None => {}
         }
         if let Some((scheme, amax)) = &self.quant {

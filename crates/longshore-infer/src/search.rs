@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use trial::{Trial, Weight};
+use trial::{Candidate, Trial, Weight};
 
 /// What is searched for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -164,14 +164,29 @@ pub fn clip<B: Backend + 'static>(
     let Some(clip) = awq.clip.as_ref().filter(|_| !targets.is_empty()) else { return Ok(()) };
     let weights = Weights { model, prefix: model.prefix(layer), element: awq.element };
     for (unit, state) in pass(&weights, sweep, targets, awq, found, Phase::Clip(clip))? {
-        if let State::Clip(state) = state {
+        if let State::Clip(state, amax) = state {
             let scale = found.get(&unit).and_then(|f| f.pre_quant_scale.clone());
             let weight = weights.get(unit)?.scaled_back(scale.as_deref(), awq.element);
             let clipped = state.finish(&weight, targets[&unit.0], awq.element, model.threads());
-            found.entry(unit).or_default().clipped = Some(clipped);
+            let found = found.entry(unit).or_default();
+            found.clipped = Some(clipped);
+            // The inputs are calibrated anew, behind their scales.
+            found.input_amax = found.pre_quant_scale.as_ref().map(|_| amax);
         }
     }
     Ok(())
+}
+
+/// Gives all routed experts' linears of a projection the largest scaled input of any, as ModelOpt does once it has clipped;
+/// those that no token chose included.
+pub fn share_input_amax(found: &mut BTreeMap<Unit, Found>) {
+    for site in [Site::ExpertFc1, Site::ExpertFc2] {
+        let most = found.iter().filter(|(unit, _)| unit.0 == site).filter_map(|(_, found)| found.input_amax);
+        let Some(most) = most.reduce(f32::max) else { continue };
+        for (_, found) in found.iter_mut().filter(|(unit, _)| unit.0 == site) {
+            found.input_amax = Some(most);
+        }
+    }
 }
 
 /// Passes over the next layer.
@@ -183,8 +198,9 @@ fn pass<B: Backend + 'static>(
     found: &BTreeMap<Unit, Found>,
     phase: Phase<'_>,
 ) -> Result<BTreeMap<Unit, State>> {
-    let (batches, sent, states) = (Vec::new(), Vec::new(), BTreeMap::new());
-    let mut search = Search { weights, targets, awq, found, phase, batches, sent, states };
+    let (batches, sent, states, kept) = (Vec::new(), Vec::new(), BTreeMap::new(), BTreeMap::new());
+    let spare = weights.model.spare_memory();
+    let mut search = Search { weights, targets, awq, found, phase, batches, sent, states, kept, spare };
     sweep.visit_layer(&mut search)?;
     Ok(search.states)
 }
@@ -225,9 +241,7 @@ impl<B: Backend + 'static> Weights<'_, B> {
             cols = rect.sizes.last().copied().unwrap_or(1) as usize;
             values.append(&mut loader.values_of(&name, &rect)?);
         }
-        for x in &mut values {
-            *x = self.element.round(*x);
-        }
+        self.element.round_all(&mut values);
         Ok(Weight { values, cols })
     }
 }
@@ -244,7 +258,8 @@ enum Phase<'a> {
 enum State {
     Act(ActScale),
     Losses(Losses),
-    Clip(Clipping),
+    /// And the largest magnitude of the scaled input.
+    Clip(Clipping, f32),
 }
 
 /// A pass over a layer.
@@ -259,6 +274,10 @@ struct Search<'a, B: Backend> {
     /// The rows that were sent to the experts, in the order of their second linears' inputs.
     sent: Vec<usize>,
     states: BTreeMap<Unit, State>,
+    /// What is compared, from one batch to the next as far as memory goes.
+    kept: BTreeMap<Unit, Vec<Candidate<B>>>,
+    /// Bytes that are left for these.
+    spare: u64,
 }
 
 /// Rows that one linear reads, element-rounded, with their batches.
@@ -271,7 +290,6 @@ struct Rows<'a> {
 impl<B: Backend + 'static> Search<'_, B> {
     fn add(&mut self, unit: Unit, rows: &Rows<'_>, backend: &B) -> Result<()> {
         let (scheme, element) = (self.targets[&unit.0], self.awq.element);
-        let error = |error| Error::Quantize { module: format!("{}{}", self.weights.prefix, unit.0.module()), error };
         match self.phase {
             Phase::Act => {
                 let state = self.states.entry(unit).or_insert_with(|| State::Act(ActScale::default()));
@@ -281,35 +299,63 @@ impl<B: Backend + 'static> Search<'_, B> {
             }
             Phase::Losses(trials) => {
                 let Some(trials) = trials.get(&unit) else { return Ok(()) };
-                let weight = self.weights.get(unit)?;
-                let errors = trial::errors(self.weights.model, backend, &weight, scheme, element, trials, rows)
-                    .map_err(error)?;
+                let (errors, out) = self.errors(unit, trials, rows, backend)?;
                 let state = self.states.entry(unit).or_insert_with(|| State::Losses(Losses::new(trials.len())));
                 if let State::Losses(losses) = state {
-                    losses.add(rows.batches, &errors, weight.values.len() / weight.cols);
+                    losses.add(rows.batches, &errors, out);
                 }
             }
             Phase::Clip(clip) => {
                 let scale = self.found.get(&unit).and_then(|f| f.pre_quant_scale.as_deref());
                 let scaled = scale.map(|scale| trial::scaled_rows(rows, scale, element));
                 let rows = Rows { values: scaled.as_deref().unwrap_or(rows.values), ..*rows };
-                let state =
-                    self.states.entry(unit).or_insert_with(|| State::Clip(Clipping::new(clip, scheme, rows.cols)));
-                if let State::Clip(state) = state {
-                    if let Some(shares) = state.shares_of_tensor() {
-                        let weight = self.weights.get(unit)?.scaled_back(scale, element);
-                        let trials: Vec<Trial> = shares.iter().map(|&share| Trial { scale: None, share }).collect();
-                        let errors =
-                            trial::errors(self.weights.model, backend, &weight, scheme, element, &trials, &rows)
-                                .map_err(error)?;
-                        state.add_errors(rows.batches, &errors, weight.values.len() / weight.cols);
-                    } else {
-                        state.add_rows(&rows);
-                    }
+                let begin = || State::Clip(Clipping::new(clip, scheme, rows.cols), 0.0);
+                let State::Clip(state, most) = self.states.entry(unit).or_insert_with(begin) else { return Ok(()) };
+                *most = rows.values.iter().fold(*most, |most, x| most.max(x.abs()));
+                let Some(shares) = state.shares_of_tensor() else {
+                    state.add_rows(&rows);
+                    return Ok(());
+                };
+                let trials: Vec<Trial> = shares.iter().map(|&share| Trial { scale: None, share }).collect();
+                let (errors, out) = self.errors(unit, &trials, &rows, backend)?;
+                if let Some(State::Clip(state, _)) = self.states.get_mut(&unit) {
+                    state.add_errors(rows.batches, &errors, out);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Squared differences of the outputs, row by row, trial by trial `[trials][rows]`, and the outputs of a row. In a
+    /// clipping pass the weight is the scaled one.
+    fn errors(&mut self, unit: Unit, trials: &[Trial], rows: &Rows<'_>, backend: &B) -> Result<(Vec<Vec<f64>>, usize)> {
+        if let Some(kept) = self.kept.get(&unit) {
+            return trial::errors(backend, kept.iter().map(Ok), rows, self.awq.element);
+        }
+        let (scheme, element) = (self.targets[&unit.0], self.awq.element);
+        let scale = match self.phase {
+            Phase::Clip(_) => self.found.get(&unit).and_then(|f| f.pre_quant_scale.as_deref()),
+            Phase::Act | Phase::Losses(_) => None,
+        };
+        let weight = self.weights.get(unit)?.scaled_back(scale, element);
+        let threads = self.weights.model.threads();
+        let module = || format!("{}{}", self.weights.prefix, unit.0.module());
+        let candidate = |trial: &Trial| {
+            let made = Candidate::quantized(backend, &weight, scheme, element, trial, threads);
+            made.map_err(|error| Error::Quantize { module: module(), error })
+        };
+        let exact = std::iter::once_with(|| Ok(Candidate::exact(backend, &weight, element)));
+        let all = exact.chain(trials.iter().map(candidate));
+        let size = Candidate::size(backend, &weight, element) * (trials.len() as u64 + 1);
+        // Beside the values that they are made of.
+        if size + weight.values.len() as u64 * 12 > self.spare {
+            return trial::errors(backend, all, rows, element);
+        }
+        let all = all.collect::<Result<Vec<_>>>()?;
+        self.spare -= size;
+        let errors = trial::errors(backend, all.iter().map(Ok), rows, element);
+        self.kept.insert(unit, all);
+        errors
     }
 }
 
@@ -330,7 +376,8 @@ impl<B: Backend + 'static> Probe<B> for Search<'_, B> {
             if !self.targets.contains_key(&inputs.site) {
                 return Ok(());
             }
-            let rounded: Vec<f32> = values.iter().map(|&x| self.awq.element.round(x)).collect();
+            let mut rounded = values;
+            self.awq.element.round_all(&mut rounded);
             let batches = std::mem::take(&mut self.batches);
             let result = self.add((inputs.site, None), &Rows { values: &rounded, batches: &batches, cols }, backend);
             self.batches = batches;
@@ -346,10 +393,14 @@ impl<B: Backend + 'static> Probe<B> for Search<'_, B> {
         let token = |at: usize, row: usize| if inputs.site == Site::ExpertFc2 { self.sent[at] } else { row };
         let mut each: BTreeMap<usize, (Vec<f32>, Vec<usize>)> = BTreeMap::new();
         for (at, (e, row)) in experts.each().enumerate() {
-            let weight = experts.weights.filter(|_| self.awq.weighted).map_or(1.0, |weights| weights[at]);
             let (values_of, batches) = each.entry(e).or_default();
-            let element = self.awq.element;
-            values_of.extend(values[row * cols..][..cols].iter().map(|&x| element.round(element.round(x) * weight)));
+            let first = values_of.len();
+            values_of.extend_from_slice(&values[row * cols..][..cols]);
+            if let Some(weights) = experts.weights.filter(|_| self.awq.weighted) {
+                self.awq.element.round_all(&mut values_of[first..]);
+                values_of[first..].iter_mut().for_each(|x| *x *= weights[at]);
+            }
+            self.awq.element.round_all(&mut values_of[first..]);
             batches.push(self.batches[token(at, row)]);
         }
         for (e, (values, batches)) in each {

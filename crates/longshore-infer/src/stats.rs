@@ -9,6 +9,9 @@ pub struct StatsWanted {
     pub channel_amax: bool,
     /// Sum of the magnitudes of every channel (AWQ).
     pub channel_sum: bool,
+    /// Whether the channels of routed second linears are those of rows multiplied with their router weights, as
+    /// [`InputStats::weighted_amax`] is; those of tokens that chose their experts, then.
+    pub weighted: bool,
 }
 
 /// The rows that a linear has read, as it read them: rounded where the precision rounds.

@@ -323,6 +323,25 @@ impl Backend for Cpu {
         Rows { width, data }
     }
 
+    fn scaled(&self, x: &Rows, scale: &[f32], element: longshore_quant::Element) -> Rows {
+        let width = x.width;
+        let mut data = self.floats(x.data.len());
+        row_blocks(&self.pool, &mut data, width, ROWS_PER_TASK, |first, rows| {
+            rows.copy_from_slice(&x.data[first * width..][..rows.len()]);
+            element.scale_rows(scale, rows);
+        });
+        Rows { width, data }
+    }
+
+    fn squared_differences(&self, a: &Rows, b: &Rows) -> Vec<f64> {
+        let width = a.width;
+        let mut sums = vec![0.0; a.data.len() / width];
+        let rows = a.data.chunks(width * ROWS_PER_TASK).zip(b.data.chunks(width * ROWS_PER_TASK));
+        let mut blocks: Vec<_> = rows.zip(sums.chunks_mut(ROWS_PER_TASK)).collect();
+        each(&self.pool, &mut blocks, |((a, b), sums)| observe::squared_differences(a, b, sums));
+        sums
+    }
+
     fn observe(&self, inputs: &Inputs<'_, Self>, wanted: StatsWanted, stats: &mut InputStats) {
         observe::observe(self, inputs, wanted, stats);
     }

@@ -2,11 +2,10 @@
 
 use super::Rows;
 use crate::backend::Backend;
-use crate::model::Model;
 use longshore_ckpt::Dtype;
 use longshore_quant::fake::fake_quantize;
 use longshore_quant::{Amax, Element, Granularity, Result, Scheme, amax};
-use std::sync::Arc;
+use std::borrow::Borrow;
 
 /// A weight `[out, in]` in its element type.
 pub(super) struct Weight {
@@ -25,11 +24,7 @@ impl Weight {
     }
 
     fn multiply(&mut self, scale: &[f32], element: Element) {
-        for row in self.values.chunks_exact_mut(self.cols) {
-            for (x, s) in row.iter_mut().zip(scale) {
-                *x = element.round(*x * s);
-            }
-        }
+        element.scale_rows(scale, &mut self.values);
     }
 }
 
@@ -44,9 +39,13 @@ pub(super) struct Trial {
 
 /// Rows times a scale, rounded.
 pub(super) fn scaled_rows(rows: &Rows<'_>, scale: &[f32], element: Element) -> Vec<f32> {
-    let scale: Vec<f32> = scale.iter().map(|&s| element.round(s)).collect();
-    let row = |row: &[f32]| row.iter().zip(&scale).map(|(x, s)| element.round(x * s)).collect::<Vec<_>>();
-    rows.values.chunks_exact(rows.cols).flat_map(row).collect()
+    let mut values = rows.values.to_vec();
+    element.scale_rows(&rounded(scale, element), &mut values);
+    values
+}
+
+fn rounded(scale: &[f32], element: Element) -> Vec<f32> {
+    scale.iter().map(|&s| element.round(s)).collect()
 }
 
 /// The largest magnitudes that a quantizer of weights finds, times a share.
@@ -60,41 +59,74 @@ pub(super) fn amax_of(scheme: Scheme, cols: usize, values: &[f32], share: f32) -
     Ok(found)
 }
 
-/// Squared differences of the outputs, row by row, trial by trial `[trials][rows]`.
-pub(super) fn errors<B: Backend + 'static>(
-    model: &Arc<Model<B>>,
-    backend: &B,
-    weight: &Weight,
-    scheme: Scheme,
-    element: Element,
-    trials: &[Trial],
-    rows: &Rows<'_>,
-) -> Result<Vec<Vec<f64>>> {
-    let exact = product(backend, weight, element, rows.values);
-    let out = weight.values.len() / weight.cols;
-    let mut all = Vec::with_capacity(trials.len());
-    for trial in trials {
-        let mut candidate = Weight { values: weight.values.clone(), cols: weight.cols };
-        let mut scaled = None;
+/// A weight to compare, ready for products.
+pub(super) struct Candidate<B: Backend> {
+    /// What its input is multiplied with.
+    scale: Option<Vec<f32>>,
+    matrix: B::Matrix,
+    out: usize,
+}
+
+impl<B: Backend> Candidate<B> {
+    /// The weight itself.
+    pub(super) fn exact(backend: &B, weight: &Weight, element: Element) -> Self {
+        let out = weight.values.len() / weight.cols;
+        Self { scale: None, matrix: packed(backend, weight, element), out }
+    }
+
+    /// What a trial makes of it.
+    pub(super) fn quantized(
+        backend: &B,
+        weight: &Weight,
+        scheme: Scheme,
+        element: Element,
+        trial: &Trial,
+        threads: usize,
+    ) -> Result<Self> {
+        let mut made = Weight { values: weight.values.clone(), cols: weight.cols };
+        let mut inverse = None;
         if let Some(scale) = &trial.scale {
-            let forward: Vec<f32> = scale.iter().map(|&s| element.round(s)).collect();
-            candidate.multiply(&forward, element);
-            let inverse: Vec<f32> = scale.iter().map(|s| 1.0 / s).collect();
-            scaled = Some(scaled_rows(rows, &inverse, element));
+            made.multiply(&rounded(scale, element), element);
+            inverse = Some(scale.iter().map(|s| element.round(1.0 / s)).collect());
         }
-        let mut amax = amax_of(scheme, candidate.cols, &candidate.values, trial.share)?;
+        let mut amax = amax_of(scheme, made.cols, &made.values, trial.share)?;
         let keeps = longshore_quant::search::keeps_element(scheme);
         for x in amax.values.iter_mut().filter(|_| keeps) {
             *x = element.round(*x);
         }
-        quantize(scheme, element, &amax, &mut candidate, model.threads())?;
-        let got = product(backend, &candidate, element, scaled.as_deref().unwrap_or(rows.values));
-        let square = |(got, exact): (&[f32], &[f32])| {
-            got.iter().zip(exact).map(|(a, b)| f64::from((a - b) * (a - b))).sum::<f64>()
-        };
-        all.push(got.chunks_exact(out).zip(exact.chunks_exact(out)).map(square).collect());
+        quantize(scheme, element, &amax, &mut made, threads)?;
+        Ok(Self { scale: inverse, ..Self::exact(backend, &made, element) })
     }
-    Ok(all)
+
+    /// Bytes that one takes.
+    pub(super) fn size(backend: &B, weight: &Weight, element: Element) -> u64 {
+        let rows = weight.values.len() / weight.cols;
+        backend.matrix_size(rows as u64, weight.cols as u64, matrix_type(backend, element).into())
+    }
+}
+
+/// Squared differences of the outputs from those of the first, row by row, `[others][rows]`, and the outputs of a row.
+pub(super) fn errors<B: Backend, C: Borrow<Candidate<B>>>(
+    backend: &B,
+    candidates: impl Iterator<Item = crate::error::Result<C>>,
+    rows: &Rows<'_>,
+    element: Element,
+) -> crate::error::Result<(Vec<Vec<f64>>, usize)> {
+    let (x, count) = (backend.upload(rows.cols, rows.values), rows.batches.len());
+    let (mut exact, mut out, mut all) = (None, 0, Vec::new());
+    for candidate in candidates {
+        let candidate = candidate?;
+        let candidate = candidate.borrow();
+        let scaled = candidate.scale.as_ref().map(|scale| backend.scaled(&x, scale, element));
+        let mut got = backend.buffer(count, candidate.out);
+        backend.linear(scaled.as_ref().unwrap_or(&x), &candidate.matrix, &mut got);
+        out = candidate.out;
+        match &exact {
+            None => exact = Some(got),
+            Some(exact) => all.push(backend.squared_differences(&got, exact)),
+        }
+    }
+    Ok((all, out))
 }
 
 /// Quantizes in place, on several threads.
@@ -123,18 +155,21 @@ pub(super) fn quantize(
     Ok(())
 }
 
-/// `x W^T`.
-fn product<B: Backend>(backend: &B, weight: &Weight, element: Element, x: &[f32]) -> Vec<f32> {
-    let (rows, count) = (weight.values.len() / weight.cols, x.len() / weight.cols);
-    let dtype = backend.matrix_type(if element == Element::Bfloat16 { Dtype::Bfloat16 } else { Dtype::Float32 });
-    let bytes: Vec<u8> = if dtype == Dtype::Bfloat16 {
-        weight.values.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect()
-    } else {
-        weight.values.iter().flat_map(|x| x.to_le_bytes()).collect()
-    };
-    let mut matrix = backend.matrix(rows, weight.cols, dtype);
+fn matrix_type<B: Backend>(backend: &B, element: Element) -> Dtype {
+    backend.matrix_type(if element == Element::Bfloat16 { Dtype::Bfloat16 } else { Dtype::Float32 })
+}
+
+fn packed<B: Backend>(backend: &B, weight: &Weight, element: Element) -> B::Matrix {
+    let dtype = matrix_type(backend, element);
+    let mut matrix = backend.matrix(weight.values.len() / weight.cols, weight.cols, dtype);
+    let mut bytes = Vec::with_capacity(weight.values.len() * 4);
+    for x in &weight.values {
+        if dtype == Dtype::Bfloat16 {
+            bytes.extend_from_slice(&half::bf16::from_f32(*x).to_le_bytes());
+        } else {
+            bytes.extend_from_slice(&x.to_le_bytes());
+        }
+    }
     backend.pack(&mut matrix, 0, &bytes);
-    let mut out = backend.buffer(count, rows);
-    backend.linear(&backend.upload(weight.cols, x), &matrix, &mut out);
-    backend.download(&out, 0..count)
+    matrix
 }

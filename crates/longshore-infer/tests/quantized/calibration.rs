@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-const EVERYTHING: StatsWanted = StatsWanted { channel_amax: true, channel_sum: true };
+const EVERYTHING: StatsWanted = StatsWanted { channel_amax: true, channel_sum: true, weighted: false };
 
 fn options(batch_tokens: usize) -> CalibrateOptions {
     let sweep = sweep_options(batch_tokens);

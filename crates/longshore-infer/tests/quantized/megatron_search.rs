@@ -6,8 +6,8 @@ use crate::search::check_losses;
 use crate::shared_data::shared;
 use longshore_infer::backend::cpu::Precision;
 use longshore_infer::calibrate::{CalibrateOptions, run};
-use longshore_infer::search::{Awq, Clipped, Targets, Unit, layer};
-use longshore_infer::site::{Site, linears};
+use longshore_infer::search::{Awq, Clipped, Targets, Unit, layer, share_input_amax};
+use longshore_infer::site::linears;
 use longshore_infer::smooth::smooth;
 use longshore_infer::stats::StatsWanted;
 use longshore_infer::sweep::Sweep;
@@ -60,7 +60,10 @@ fn awq_finds_modelopts_scales_of_every_expert() {
         for at in 0..model.n_layers() {
             let sites = linears(&model.config().layers[at], 128).into_iter().map(|(site, _)| site);
             let targets: Targets = sites.map(|site| (site, scheme)).collect();
-            let found = layer(&model, &mut sweep, at, &targets, &awq).expect("a search");
+            let mut found = layer(&model, &mut sweep, at, &targets, &awq).expect("a search");
+            if clip.is_some() {
+                share_input_amax(&mut found);
+            }
             sweep.next_layer(&mut ()).expect("a layer");
             for (unit, found) in found {
                 let name = format!("{config}/{}", module(at, unit));
@@ -69,9 +72,7 @@ fn awq_finds_modelopts_scales_of_every_expert() {
                 assert_eq!(found.alpha, Some(get("alpha")[0]), "{name}");
                 let far = furthest(&found.pre_quant_scale.expect("a scale"), &get("pqs"));
                 assert!(far < 1e-5, "{name}: {far}");
-                // Behind a clip ModelOpt's experts share the largest scaled magnitude; these are each expert's own.
-                let shared = clip.is_some() && unit.0.is_routed();
-                if let Some(amax) = reference.get(&format!("{name}.input")).filter(|_| !shared) {
+                if let Some(amax) = reference.get(&format!("{name}.input")) {
                     assert!(furthest(&[found.input_amax.expect("an amax")], &amax) < 1e-5, "{name}");
                 }
                 if let Some(Clipped::Tensor(amax)) = found.clipped {
@@ -89,18 +90,13 @@ fn awq_finds_modelopts_scales_of_every_expert() {
 fn smoothing_finds_modelopts_scales_of_every_expert() {
     let (Some(prompts), reference) = (prompts(), reference()) else { return };
     let model = setup().load().expect("the model loads");
-    let stats = StatsWanted { channel_amax: true, channel_sum: false };
+    let stats = StatsWanted { channel_amax: true, channel_sum: false, weighted: true };
     let options = CalibrateOptions { sweep: sweep_options(64), stats, all_experts: false, attention: false };
     let calibration = run(&model, &prompts, options, &mut |_, _| {}).expect("statistics");
     for (config, alpha) in [("INT8_SMOOTHQUANT_CFG", 1.0), ("INT8_SMOOTHQUANT_HALF", 0.5)] {
         let mut compared = 0;
         for (at, stats) in calibration.layers.iter().enumerate() {
             for (site, stats) in stats {
-                // Megatron's experts multiply rows of second linears with the router's weight first; channels are
-                // observed before that.
-                if *site == Site::ExpertFc2 {
-                    continue;
-                }
                 let channels = stats.channel_amax.as_ref().expect("channels");
                 let units = if site.is_routed() { (0..4).map(Some).collect() } else { vec![None] };
                 for expert in units {
@@ -114,6 +110,6 @@ fn smoothing_finds_modelopts_scales_of_every_expert() {
                 }
             }
         }
-        assert_eq!(compared, 4 * 2 + 2 * 6, "{config}");
+        assert_eq!(compared, 4 * 2 + 2 * 10, "{config}");
     }
 }

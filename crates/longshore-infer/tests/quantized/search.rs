@@ -217,7 +217,7 @@ fn smoothing_finds_modelopts_scales() {
     let model = Setup::new(Precision::Float32).load().expect("the model loads");
     let weights = shared("golden/quant/tiny_hf/nemotron_h/base/model.safetensors").expect("it was there");
     let weights = Tensors::open(&weights);
-    let stats = StatsWanted { channel_amax: true, channel_sum: false };
+    let stats = StatsWanted { channel_amax: true, ..StatsWanted::default() };
     let options = CalibrateOptions { sweep: sweep_options(64), stats, all_experts: false, attention: false };
     let calibration = run(&model, &prompts, options, &mut |_, _| {}).expect("statistics");
     for (config, alpha) in [("INT8_SMOOTHQUANT_CFG", 1.0), ("INT8_SMOOTHQUANT_HALF", 0.5)] {

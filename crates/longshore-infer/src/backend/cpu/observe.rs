@@ -95,6 +95,7 @@ fn channels(
     stats: &mut InputStats,
 ) {
     let (width, experts) = (rows.width, groups.starts.len() - 1);
+    let weights = groups.weights.filter(|_| wanted.weighted);
     let mut amax = wanted.channel_amax.then(|| stats.channel_amax.take().unwrap_or_default());
     let mut sum = wanted.channel_sum.then(|| stats.channel_sum.take().unwrap_or_default());
     if let Some(amax) = &mut amax {
@@ -118,13 +119,14 @@ fn channels(
     }
     each(&cpu.pool, &mut pieces, |task| {
         let end = (task.first + CHANNELS).min(width);
-        for (e, row) in groups.each() {
+        for (at, (e, row)) in groups.each().enumerate() {
+            let weight = weights.map_or(1.0, |weights| weights[at]);
             let x = &rows.data[row * width..][task.first..end];
             if let Some(amax) = task.amax.get_mut(e) {
-                add_largest(cpu.isa, x, rounds, amax);
+                add_largest(cpu.isa, x, weight, rounds, amax);
             }
             if let Some(sum) = task.sum.get_mut(e) {
-                add_magnitudes(cpu.isa, x, rounds, sum);
+                add_magnitudes(cpu.isa, x, weight, rounds, sum);
             }
         }
     });
@@ -140,24 +142,53 @@ struct Task<'a> {
     sum: Vec<&'a mut [f64]>,
 }
 
+/// A magnitude as the product reads it: times a weight, where there is one, and 1 where not.
 #[inline(always)]
-fn add_largest_body(x: &[f32], rounds: bool, amax: &mut [f32]) {
+fn magnitude(x: f32, weight: f32, rounds: bool) -> f32 {
+    if rounds { rounded(rounded(x) * weight) } else { x * weight }.abs()
+}
+
+#[inline(always)]
+fn add_largest_body(x: &[f32], weight: f32, rounds: bool, amax: &mut [f32]) {
     for (most, &x) in amax.iter_mut().zip(x) {
-        *most = larger(*most, if rounds { rounded(x) } else { x }.abs());
+        *most = larger(*most, magnitude(x, weight, rounds));
     }
 }
 
 #[inline(always)]
-fn add_magnitudes_body(x: &[f32], rounds: bool, sum: &mut [f64]) {
+fn add_magnitudes_body(x: &[f32], weight: f32, rounds: bool, sum: &mut [f64]) {
     for (sum, &x) in sum.iter_mut().zip(x) {
-        *sum += f64::from(if rounds { rounded(x) } else { x }.abs());
+        *sum += f64::from(magnitude(x, weight, rounds));
     }
 }
 
 per_isa! {
-    fn add_largest(x: &[f32], rounds: bool, amax: &mut [f32]) = add_largest_body;
+    fn add_largest(x: &[f32], weight: f32, rounds: bool, amax: &mut [f32]) = add_largest_body;
 }
 
 per_isa! {
-    fn add_magnitudes(x: &[f32], rounds: bool, sum: &mut [f64]) = add_magnitudes_body;
+    fn add_magnitudes(x: &[f32], weight: f32, rounds: bool, sum: &mut [f64]) = add_magnitudes_body;
+}
+
+/// The sums of as many rows' squared differences as there are sums. Four rows go side by side: each sum waits for the one
+/// before.
+pub(super) fn squared_differences(a: &[f32], b: &[f32], sums: &mut [f64]) {
+    let width = a.len() / sums.len().max(1);
+    let square = |a: f32, b: f32| f64::from((a - b) * (a - b));
+    let rows = a.chunks(4 * width).zip(b.chunks(4 * width));
+    for ((a, b), sums) in rows.zip(sums.chunks_mut(4)) {
+        if let [s0, s1, s2, s3] = sums {
+            for i in 0..width {
+                let at = |row: usize| square(a[row * width + i], b[row * width + i]);
+                *s0 += at(0);
+                *s1 += at(1);
+                *s2 += at(2);
+                *s3 += at(3);
+            }
+        } else {
+            for ((a, b), sum) in a.chunks(width).zip(b.chunks(width)).zip(sums) {
+                *sum = a.iter().zip(b).map(|(a, b)| square(*a, *b)).sum();
+            }
+        }
+    }
 }

@@ -89,7 +89,7 @@ pub(super) fn run<'a>(
     let sweep = SweepOptions { batch_tokens: args.engine.batch_tokens as usize, scratch: scratch(&args.engine) };
     let options = CalibrateOptions {
         sweep: sweep.clone(),
-        stats: StatsWanted { channel_amax: scaling.needs_channels(), channel_sum: false },
+        stats: StatsWanted { channel_amax: scaling.needs_channels(), channel_sum: false, weighted: fc2_weighted },
         all_experts: args.what.all_experts,
         attention: !quantization.kv.is_empty(),
     };

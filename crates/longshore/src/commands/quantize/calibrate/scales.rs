@@ -6,7 +6,7 @@ use longshore_convert::quantized::{BlockShares, Calibrated, QuantLinear, Quantiz
 use longshore_infer::backend::cpu::{Cpu, Precision};
 use longshore_infer::calibrate::LayerStats;
 use longshore_infer::model::Model;
-use longshore_infer::search::{Awq, Channels, Clipped, Found, Targets, Unit};
+use longshore_infer::search::{Awq, Channels, Clipped, Found, Targets, Unit, share_input_amax};
 use longshore_infer::site::Site;
 use longshore_infer::smooth::smooth;
 use longshore_infer::stats::InputStats;
@@ -109,15 +109,21 @@ impl<'a> Scaled<'a> {
 
     /// Takes over what AWQ found.
     pub(super) fn keep(&self, mut found: BTreeMap<Unit, Found>, stats: &LayerStats, awq: &Awq, into: &mut Calibrated) {
-        for (unit, q) in &self.by_unit {
-            let module = q.linear.module.clone();
-            let mut found = found.remove(unit).unwrap_or_default();
-            if awq.alpha_step.is_some() && found.pre_quant_scale.is_none() {
+        for (unit, q) in self.by_unit.iter().filter(|_| awq.alpha_step.is_some()) {
+            let found = found.entry(*unit).or_default();
+            if found.pre_quant_scale.is_none() {
                 // An expert that no token chose.
                 found.pre_quant_scale = Some(vec![1.0; q.linear.cols as usize]);
                 let amax = |stats: &InputStats| stats.weighted_amax.filter(|_| awq.weighted).unwrap_or(stats.amax);
                 found.input_amax = stats.get(&unit.0).map(amax);
             }
+        }
+        if awq.alpha_step.is_some() && awq.clip.is_some() {
+            share_input_amax(&mut found);
+        }
+        for (unit, q) in &self.by_unit {
+            let module = q.linear.module.clone();
+            let found = found.remove(unit).unwrap_or_default();
             if let (Some(amax), Some(_)) = (found.input_amax, q.input_scheme) {
                 into.inputs.insert(module.clone(), awq.element.round(amax));
             }
