@@ -223,7 +223,7 @@ fn write_data(
     order.sort_by_key(|f| std::cmp::Reverse(f.size()));
     let (next, resumed) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let halt = Halt::default();
-    let outcome: Mutex<(BTreeMap<String, Finished>, Vec<Problem>, Option<Error>)> = Mutex::default();
+    let outcome: Mutex<Outcome> = Mutex::default();
     let work = || {
         let mut band = vec![0; BAND];
         while let Some(file) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -241,12 +241,12 @@ fn write_data(
             let mut outcome = outcome.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             match result {
                 Ok(finished) => {
-                    outcome.0.insert(finished.file.clone(), finished);
+                    outcome.finished.insert(finished.file.clone(), finished);
                 }
-                Err(Error::Refused(mut problems)) => outcome.1.append(&mut problems),
+                Err(Error::Refused(mut problems)) => outcome.problems.append(&mut problems),
                 Err(error) => {
                     halt.stop.store(true, Ordering::Relaxed);
-                    outcome.2.get_or_insert(error);
+                    outcome.error.get_or_insert(error);
                 }
             }
         }
@@ -257,7 +257,8 @@ fn write_data(
         }
         work();
     });
-    let (finished, mut problems, error) = outcome.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let Outcome { finished, mut problems, error } =
+        outcome.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     // Weight and scales, which are tensors of their own, have the same to tell.
     problems.sort_by_key(ToString::to_string);
     problems.dedup();
@@ -266,6 +267,14 @@ fn write_data(
         None if !problems.is_empty() => Err(Error::Refused(problems)),
         None => Ok((finished, resumed.into_inner() as u64)),
     }
+}
+
+/// What came of the files.
+#[derive(Default)]
+struct Outcome {
+    finished: BTreeMap<String, Finished>,
+    problems: Vec<Problem>,
+    error: Option<Error>,
 }
 
 /// What one thread tells the others.

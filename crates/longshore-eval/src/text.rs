@@ -27,8 +27,9 @@ struct Line {
 /// lines are reported together.
 pub fn read(path: &Path) -> Result<Text> {
     let bytes = plain(path)?;
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    if name.ends_with(".jsonl") || name.ends_with(".jsonl.gz") {
+    let ends = |path: &Path, ending: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(ending));
+    let unpacked = path.with_extension("");
+    if ends(path, "jsonl") || (ends(path, "gz") && ends(&unpacked, "jsonl")) {
         return Ok(Text::Ids(ids(path, &bytes)?));
     }
     let unreadable = |what: String| Error::Unreadable { path: path.to_owned(), what };

@@ -235,6 +235,9 @@ fn rows(batch: &Batch) -> usize {
 
 /// Logits of the positions that `wanted` names of two models that have swept the same prompts in the same batches:
 /// `take(prompt, position, logits of a, logits of b)`, in order.
+///
+/// # Panics
+/// For sweeps over other prompts, or in other batches.
 pub fn each_pair<B: Backend + 'static>(
     a: &Sweep<B>,
     b: &Sweep<B>,

@@ -263,6 +263,7 @@ fn group_losses(group: &[[f32; LANES]; NVFP4_BLOCK], steps: &Steps, best: &[f32;
 /// Whether no smaller scale can be as good, for all blocks: their largest values alone would lose more when they are cut
 /// to six times the scale, however the rest is rounded.
 #[inline(always)]
+#[expect(clippy::needless_bitwise_bool, reason = "a branch for each lane would cost more than both comparisons")]
 fn is_over(largest: &[f32; LANES], best: &[f32; LANES], scale: f32) -> bool {
     let limit = 6.0 * scale;
     let mut over = true;
@@ -283,6 +284,7 @@ struct Best {
 impl Best {
     /// Tries a scale; of equally good ones the lowest is wanted.
     #[inline(always)]
+    #[expect(clippy::needless_bitwise_bool, reason = "a branch for each lane would cost more than both comparisons")]
     fn try_scale(&mut self, group: &[[f32; LANES]; NVFP4_BLOCK], candidates: &Candidates, at: usize) {
         let Some(losses) = group_losses(group, &candidates.steps[at], &self.losses) else { return };
         let at = at as u32;

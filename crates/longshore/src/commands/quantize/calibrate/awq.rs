@@ -5,8 +5,8 @@
 //! other modules are on by then: those of experts that are one module, and of keys and values. So the second run is one of a
 //! model that has these quantized. `awq_clip` switches them off again.
 
-use super::scales::{Scaled, Scaling};
 use super::places;
+use super::scales::{Scaled, Scaling};
 use crate::cli::quantize::QuantizeArgs;
 use crate::cli::run::{EngineArgs, QuantizedWeights};
 use crate::engine::{Opened, load};
