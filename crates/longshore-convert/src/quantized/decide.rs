@@ -201,7 +201,10 @@ fn decide_linear<'a>(
         problems.dedup();
         return Err(problems);
     }
-    let (input_scheme, has_pre_quant_scale) = (input_schemes.first().copied(), scales && !weight_schemes.is_empty());
+    // Experts that are one module are not searched.
+    let alone = linear.expert.is_none() || naming == Naming::MegatronLocal;
+    let has_pre_quant_scale = scales && alone && !weight_schemes.is_empty();
+    let input_scheme = input_schemes.first().copied();
     Ok(QuantLinear { linear, input, weight, output, input_scheme, weight_schemes, has_pre_quant_scale })
 }
 
