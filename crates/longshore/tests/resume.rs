@@ -26,17 +26,26 @@ struct Bench {
     config: &'static str,
     /// Samples: they decide how long a layer takes.
     size: &'static str,
+    /// What is written.
+    form: &'static str,
 }
 
 impl Bench {
     fn new(config: &'static str, size: &'static str) -> Self {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/nemotron-h-10m");
-        Self { dir: Dir::new(), model: model.canonicalize().unwrap().to_str().unwrap().to_owned(), config, size }
+        Self {
+            dir: Dir::new(),
+            model: model.canonicalize().unwrap().to_str().unwrap().to_owned(),
+            config,
+            size,
+            form: "torch_dist",
+        }
     }
 
     /// What `more` sets takes the place of what is usual here.
     fn args<'a>(&'a self, to: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-        let usual = [("--quant-cfg", self.config), ("--calib-size", self.size), ("--calib-seq", "64")];
+        let usual =
+            [("--to", self.form), ("--quant-cfg", self.config), ("--calib-size", self.size), ("--calib-seq", "64")];
         let usual = usual.into_iter().filter(|(flag, _)| !more.contains(flag)).flat_map(|(flag, value)| [flag, value]);
         ["quantize", &self.model, to, "--skip-generate"].into_iter().chain(usual).chain(more.iter().copied()).collect()
     }
@@ -79,13 +88,18 @@ impl Bench {
         entries.map(|entry| entry.path()).filter(|path| path.to_string_lossy().contains(mark)).collect()
     }
 
-    /// Layers that are saved.
+    /// Layers that are saved of the first pass.
     fn saved(&self) -> u64 {
+        self.saved_of(".calibration-")
+    }
+
+    /// Layers that are saved of a pass.
+    fn saved_of(&self, mark: &str) -> u64 {
         let state = |folder: &PathBuf| -> Option<u64> {
             let state: Value = serde_json::from_slice(&fs::read(folder.join("state.json")).ok()?).ok()?;
             state["layers"].as_u64()
         };
-        self.beside(".calibration-").iter().find_map(state).unwrap_or(0)
+        self.beside(mark).iter().find_map(state).unwrap_or(0)
     }
 
     fn files(&self, name: &str) -> Files {
@@ -135,6 +149,34 @@ fn a_run_killed_after_any_layer_goes_on_with_the_same_bytes() {
         assert!(said.contains("   Resumed  after layer 12 of 12\n"), "{said}");
         assert_same(&bench.files("out"), &whole, config);
         assert_eq!(bench.beside("out."), Vec::<PathBuf>::new(), "{config}");
+    }
+}
+
+#[test]
+fn a_run_killed_while_it_compares_or_clips_goes_on_with_the_same_bytes() {
+    for (config, form, marks) in [
+        ("INT4_AWQ_CFG", "hf", &[".comparison-"][..]),
+        ("NVFP4_AWQ_FULL_CFG", "torch_dist", &[".comparison-", ".clipping-"]),
+    ] {
+        let bench = Bench { form, ..Bench::new(config, "8") };
+        bench.ok("whole", &["--save-every", "0"]);
+        let whole = bench.files("whole");
+        for mark in marks {
+            for layer in [1, 5, LAYERS] {
+                bench.kill("out", |bench| bench.saved_of(mark) >= layer);
+                assert!(!bench.dir.path("out").exists(), "{config}: it ended before it was killed");
+                // The next one may have been saved before it was killed.
+                let saved = bench.saved_of(mark);
+                assert!(saved >= layer && bench.saved() == LAYERS, "{config} {mark}: {saved}");
+                let said = bench.ok("out", &["--save-every", "0"]);
+                for layer in [LAYERS, saved] {
+                    assert!(said.contains(&format!("   Resumed  after layer {layer} of 12\n")), "{mark}: {said}");
+                }
+                assert_same(&bench.files("out"), &whole, config);
+                assert_eq!(bench.beside("out."), Vec::<PathBuf>::new(), "{config}");
+                fs::remove_dir_all(bench.dir.path("out")).unwrap();
+            }
+        }
     }
 }
 
