@@ -6,6 +6,7 @@ mod prompts;
 mod reading;
 mod scoring;
 mod selecting;
+#[path = "../../../longshore-convert/tests/convert/shared_data.rs"]
 mod shared_data;
 
 use longshore_eval::mmlu::{self, Mmlu, Question};
