@@ -161,6 +161,8 @@ pub trait Backend: Sized + Send + Sync {
     fn mamba_state(&self, weights: &MambaWeights<Self>) -> Self::MambaState;
     /// The state before the first token.
     fn kv_state(&self, weights: &AttentionWeights<Self>) -> Self::KvState;
+    /// A copy with room for about `tokens` more.
+    fn fork_kv(&self, state: &Self::KvState, tokens: usize) -> Self::KvState;
     /// Forgets all but the first `tokens` tokens.
     fn truncate_kv(&self, state: &mut Self::KvState, tokens: usize);
 

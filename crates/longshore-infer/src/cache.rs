@@ -18,6 +18,15 @@ pub enum LayerState<B: Backend> {
 }
 
 impl<B: Backend> LayerState<B> {
+    /// A copy for a sequence that goes on with about `tokens` more.
+    pub(crate) fn fork(&self, backend: &B, tokens: usize) -> Self {
+        match self {
+            Self::Mamba { state, .. } => Self::Mamba { state: state.clone(), trail: Vec::new() },
+            Self::Kv(state) => Self::Kv(backend.fork_kv(state, tokens)),
+            Self::None => Self::None,
+        }
+    }
+
     /// Takes back all but the first `kept` tokens of the last step of `step` tokens; `tokens` is the sequence's new length.
     pub(crate) fn rewind(&mut self, backend: &B, tokens: usize, step: usize, kept: usize) {
         match self {

@@ -5,8 +5,8 @@
 //! (logits, evaluation, calibration, models larger than memory). Both run [`layers`], whose weights come by name from
 //! [`longshore_convert::source::Source`]. [`generate`](mod@generate) turns steps into tokens, with [`mtp`] guessing ahead;
 //! [`compare`](mod@compare) runs two models side by side. [`tokenizer`], [`chat`] and [`sample`] stand between text and ids.
-//! [`calibrate`] counts what the linears read; [`quantized`] makes them compute as if they were quantized. [`resume`] keeps
-//! a sweep on disk.
+//! [`calibrate`] counts what the linears read; [`quantized`] makes them compute as if they were quantized. [`schedule`] says
+//! which rows a sweep computes; [`resume`] keeps it on disk.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
@@ -25,6 +25,7 @@ pub mod mtp;
 pub mod quantized;
 pub mod resume;
 pub mod sample;
+pub mod schedule;
 pub mod search;
 pub mod site;
 pub mod smooth;

@@ -22,10 +22,10 @@ pub struct Sizes {
 /// What is going to be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Demand {
-    /// Sequences at a time.
-    pub sequences: u64,
-    /// Tokens of the longest, new ones included.
-    pub tokens: u64,
+    /// Sequences that have a state at a time: in every layer where they decode, else in the layer that computes.
+    pub states: u64,
+    /// Tokens in all these states together, new ones included.
+    pub state_tokens: u64,
     /// Tokens of all prompts at a time.
     pub prompt_tokens: u64,
     /// Tokens that a layer works on at a time.
@@ -53,12 +53,9 @@ pub struct Plan {
 
 /// Divides `budget` (`None`: no limit). Errors: not even one layer at a time fits.
 pub fn plan(sizes: &Sizes, demand: &Demand, budget: Option<u64>) -> Result<Plan> {
-    let batch = demand.batch_tokens.min(demand.prompt_tokens.max(demand.sequences));
-    let state = |(fixed, per_token): (u64, u64)| (fixed + per_token * demand.tokens) * demand.sequences;
-    let all_states: u64 = sizes.states.iter().copied().map(state).sum();
-    // Layer by layer, only prompts that a batch cuts in two have a state at a time.
-    let one_state = sizes.states.iter().map(|&s| state(s) / demand.sequences.max(1)).max().unwrap_or(0);
-    let states = if demand.decode { all_states } else { one_state };
+    let batch = demand.batch_tokens.min(demand.prompt_tokens.max(demand.states));
+    let each = sizes.states.iter().map(|(fixed, per_token)| fixed * demand.states + per_token * demand.state_tokens);
+    let states: u64 = if demand.decode { each.sum() } else { each.max().unwrap_or(0) };
     let fixed = states + sizes.working * batch + sizes.logits * demand.logits;
     let all: u64 = sizes.layers.iter().sum::<u64>() + sizes.head;
     let Some(budget) = budget else {
@@ -114,7 +111,7 @@ mod tests {
     }
 
     fn demand(decode: bool) -> Demand {
-        Demand { sequences: 2, tokens: 10, prompt_tokens: 20, batch_tokens: 8, logits: 4, decode }
+        Demand { states: 2, state_tokens: 20, prompt_tokens: 20, batch_tokens: 8, logits: 4, decode }
     }
 
     #[test]
@@ -134,8 +131,8 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_keeps_one_state_and_no_weights() {
-        let fixed = 20 + 16 + 4;
+    fn a_sweep_keeps_one_layers_states_and_no_weights() {
+        let fixed = 40 + 16 + 4;
         let got = plan(&sizes(), &demand(false), Some(fixed + 600)).unwrap();
         assert_eq!(got, Plan { layers: 0, head: false, prefetch: true, activations: 0, spare: 0 });
         let got = plan(&sizes(), &demand(false), Some(fixed + 10_000)).unwrap();

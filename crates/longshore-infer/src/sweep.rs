@@ -11,11 +11,12 @@ use crate::error::Result;
 use crate::layers::{Layer, Span};
 use crate::model::{LayerStream, Model, Observer, check_ids};
 use crate::resume::{Resumed, SavedPass, Saving};
+use crate::schedule::Schedule;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How to sweep.
@@ -31,7 +32,7 @@ pub struct SweepOptions {
 pub struct Sweep<B: Backend> {
     model: Arc<Model<B>>,
     stream: LayerStream<B>,
-    batches: Vec<Batch>,
+    schedule: Schedule,
     activations: Activations,
     next: usize,
     /// The next layer, where it was visited and is not resident.
@@ -42,26 +43,30 @@ pub struct Sweep<B: Backend> {
 /// Prompt and position of rows.
 pub type RowNames = Vec<(usize, usize)>;
 
-/// Rows that are computed together: positions of prompts, in order.
-type Batch = Vec<(usize, Range<usize>)>;
-
 impl<B: Backend + 'static> Sweep<B> {
     /// Begins a pass: embeds the prompts. With `keep`, every prompt's [`Sequence`] is kept for decoding.
     pub fn new(model: &Arc<Model<B>>, prompts: &[Vec<u32>], options: &SweepOptions, keep: bool) -> Result<Self> {
+        let schedule = Schedule::whole(prompts, options.batch_tokens);
+        let mut sweep = Self::over(model, prompts, schedule, &options.scratch)?;
+        sweep.sequences = keep.then(|| prompts.iter().map(|_| Sequence::new()).collect());
+        Ok(sweep)
+    }
+
+    /// Begins a pass over these rows of the prompts; activations that do not fit the model's budget go to `scratch`.
+    pub fn over(model: &Arc<Model<B>>, prompts: &[Vec<u32>], schedule: Schedule, scratch: &Path) -> Result<Self> {
         for (i, ids) in prompts.iter().enumerate() {
             check_ids(model.config().vocab_size, i, ids)?;
         }
-        let batches = batches(prompts, options.batch_tokens.max(1));
-        let sizes: Vec<usize> = batches.iter().map(|batch| rows(batch) * model.hidden()).collect();
+        let sizes: Vec<usize> = schedule.batches.iter().map(|batch| rows(batch) * model.hidden()).collect();
         let storage = Storage::of_size(model.backend().activation_size());
-        let mut activations = Activations::new(storage, &sizes, model.activation_budget(), &options.scratch)?;
-        for (i, batch) in batches.iter().enumerate() {
-            let ids: Vec<u32> = batch.iter().flat_map(|(p, range)| &prompts[*p][range.clone()]).copied().collect();
-            activations.put(i, &model.embed(&ids)?)?;
+        let mut activations = Activations::new(storage, &sizes, model.activation_budget(), scratch)?;
+        for at in 0..sizes.len() {
+            let names = schedule.names(at);
+            let ids: Vec<u32> = names.iter().flat_map(|(p, range)| &prompts[*p][range.clone()]).copied().collect();
+            activations.put(at, &model.embed(&ids)?)?;
         }
-        let sequences = keep.then(|| prompts.iter().map(|_| Sequence::new()).collect());
         let (stream, model) = (model.stream(), Arc::clone(model));
-        Ok(Self { stream, model, batches, activations, next: 0, read: None, sequences })
+        Ok(Self { stream, model, schedule, activations, next: 0, read: None, sequences: None })
     }
 
     /// Computes the next layer for all tokens. False if there was none.
@@ -134,14 +139,18 @@ impl<B: Backend + 'static> Sweep<B> {
         keep: bool,
     ) -> Result<()> {
         let (model, backend) = (Arc::clone(&self.model), self.model.backend());
-        // States of prompts whose rows go on in the next batch.
-        let mut states: BTreeMap<usize, LayerState<B>> = BTreeMap::new();
-        for (at, batch) in self.batches.iter().enumerate() {
-            let count = rows(batch);
+        let mut states = States { going_on: None, ends: BTreeMap::new() };
+        for (at, batch) in self.schedule.batches.iter().enumerate() {
+            let (names, count) = (self.schedule.names(at), rows(batch));
             let mut hidden = backend.upload(model.hidden(), &self.activations.get(at)?);
             let mut mine: Vec<LayerState<B>> = Vec::with_capacity(batch.len());
-            for (prompt, _) in batch {
-                mine.push(states.remove(prompt).unwrap_or_else(|| layer.new_state(backend)));
+            for (index, range) in batch {
+                let piece = &self.schedule.pieces[*index];
+                mine.push(match piece.after {
+                    _ if range.start > piece.rows.start => states.take(*index),
+                    Some(before) => states.after(backend, before, piece.rows.len()),
+                    None => layer.new_state(backend),
+                });
             }
             let mut row = 0;
             let mut spans: Vec<Span<'_, B>> = Vec::with_capacity(batch.len());
@@ -150,21 +159,23 @@ impl<B: Backend + 'static> Sweep<B> {
                 row += range.len();
             }
             let shape = (count, model.hidden());
-            probe.batch(batch);
+            probe.batch(&names);
             let routing = layer.forward(backend, model.mamba_options(), &mut hidden, shape, &mut spans, probe)?;
             if let Some(routing) = routing {
-                observer.routing(self.next, batch, &routing);
+                observer.routing(self.next, &names, &routing);
             }
             if keep {
                 self.activations.put(at, &backend.download(&hidden, 0..count))?;
             }
-            let goes_on = self.batches.get(at + 1).and_then(|next| next.first()).map(|(prompt, _)| *prompt);
-            for (state, (prompt, range)) in mine.into_iter().zip(batch) {
-                if goes_on == Some(*prompt) {
-                    states.insert(*prompt, state);
+            for (state, (index, range)) in mine.into_iter().zip(batch) {
+                let piece = &self.schedule.pieces[*index];
+                if range.end < piece.rows.end {
+                    states.going_on = Some((*index, state));
+                } else if piece.continued > 0 {
+                    states.ends.insert(*index, (state, piece.continued));
                 } else if let (Some(sequences), true) = (&mut self.sequences, keep) {
-                    sequences[*prompt].tokens = range.end;
-                    sequences[*prompt].layers.push(state);
+                    sequences[piece.prompt].tokens = range.end;
+                    sequences[piece.prompt].layers.push(state);
                 }
             }
         }
@@ -173,16 +184,18 @@ impl<B: Backend + 'static> Sweep<B> {
 
     /// Batches of rows.
     pub fn n_batches(&self) -> usize {
-        self.batches.len()
+        self.schedule.batches.len()
     }
 
     /// The residual stream of a batch now: prompt and position of every row, and the rows.
     pub fn hidden(&self, batch: usize) -> Result<(RowNames, Vec<f32>)> {
-        let rows = self.batches[batch].iter().flat_map(|(prompt, range)| range.clone().map(|p| (*prompt, p)));
+        let names = self.schedule.names(batch);
+        let rows = names.into_iter().flat_map(|(prompt, range)| range.map(move |position| (prompt, position)));
         Ok((rows.collect(), self.activations.get(batch)?))
     }
 
-    /// Logits of the positions that `wanted` names, after the last layer: `take(prompt, position, logits)`, in order.
+    /// Logits of the positions that `wanted` names, after the last layer: `take(prompt, position, logits)`, in the order of
+    /// the schedule; those of a shared beginning under one prompt's name only.
     /// At most `rows_at_once` rows of the vocabulary's size are in memory at a time.
     pub fn each_logits(
         &self,
@@ -229,7 +242,36 @@ impl<B: Backend + 'static> Sweep<B> {
     }
 }
 
-fn rows(batch: &Batch) -> usize {
+/// States between the batches of a layer.
+struct States<B: Backend> {
+    /// Of the piece whose rows go on in the next batch.
+    going_on: Option<(usize, LayerState<B>)>,
+    /// Of pieces that others go on from, and how many still will.
+    ends: BTreeMap<usize, (LayerState<B>, usize)>,
+}
+
+impl<B: Backend> States<B> {
+    /// The state of a piece that began in the batch before.
+    fn take(&mut self, piece: usize) -> LayerState<B> {
+        let (of, state) = self.going_on.take().expect("the last piece of a batch goes on as the first of the next");
+        assert_eq!(of, piece, "the piece that goes on");
+        state
+    }
+
+    /// The state at the end of `piece`, for `tokens` more; the last that asks gets the state itself.
+    fn after(&mut self, backend: &B, piece: usize, tokens: usize) -> LayerState<B> {
+        let (state, left) =
+            self.ends.remove(&piece).expect("a beginning ends in a batch before those that go on from it");
+        if left > 1 {
+            let copy = state.fork(backend, tokens);
+            self.ends.insert(piece, (state, left - 1));
+            return copy;
+        }
+        state
+    }
+}
+
+fn rows(batch: &[(usize, Range<usize>)]) -> usize {
     batch.iter().map(|(_, range)| range.len()).sum()
 }
 
@@ -245,7 +287,7 @@ pub fn each_pair<B: Backend + 'static>(
     wanted: impl Fn(usize, usize) -> bool,
     mut take: impl FnMut(usize, usize, &[f32], &[f32]),
 ) -> Result<()> {
-    assert!(a.batches == b.batches, "two sweeps over the same prompts");
+    assert!(a.schedule == b.schedule, "two sweeps over the same prompts");
     let heads = [a.model.head()?, b.model.head()?];
     for at in 0..a.n_batches() {
         let (names, hidden_a) = a.hidden(at)?;
@@ -266,37 +308,4 @@ pub fn each_pair<B: Backend + 'static>(
         }
     }
     Ok(())
-}
-
-/// Cuts the prompts, one after the other, into batches of at most `limit` rows.
-fn batches(prompts: &[Vec<u32>], limit: usize) -> Vec<Batch> {
-    let mut batches: Vec<Batch> = Vec::new();
-    let mut free = 0;
-    for (prompt, ids) in prompts.iter().enumerate() {
-        let mut done = 0;
-        while done < ids.len() {
-            if free == 0 {
-                batches.push(Vec::new());
-                free = limit;
-            }
-            let count = free.min(ids.len() - done);
-            if let Some(batch) = batches.last_mut() {
-                batch.push((prompt, done..done + count));
-            }
-            (done, free) = (done + count, free - count);
-        }
-    }
-    batches
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_are_full_and_keep_the_order() {
-        let prompts = [vec![0; 5], vec![0; 2], vec![0; 4]];
-        let got = batches(&prompts, 4);
-        assert_eq!(got, [vec![(0, 0..4)], vec![(0, 4..5), (1, 0..2), (2, 0..1)], vec![(2, 1..4)]]);
-    }
 }

@@ -9,6 +9,7 @@ use longshore_infer::memory::Demand;
 use longshore_infer::model::{Model, ModelOptions, Positions, Run};
 use longshore_infer::resume::{Place, Resumed, SavedPass, Saving, key};
 use longshore_infer::sample::{Sampler, Sampling};
+use longshore_infer::schedule::Schedule;
 use longshore_infer::sweep::{Sweep, SweepOptions};
 use longshore_infer::tokenizer::Tokenizer;
 use std::path::PathBuf;
@@ -71,19 +72,23 @@ fn transformers_logits_and_tokens_are_ours() {
     }
 }
 
-/// Nine prompts of 70 tokens, and a model in the least memory that they can do with.
-fn tight(precision: Precision) -> (Vec<Vec<u32>>, Arc<Model<Cpu>>) {
-    let prompts = (0..9).map(|p| (0..70).map(|i| (p * 131 + i * 7) % 4096).collect()).collect();
-    let demand = Demand { sequences: 9, tokens: 70, prompt_tokens: 630, batch_tokens: 64, logits: 8, decode: false };
+/// The model in the least memory that it can do with.
+fn smallest(precision: Precision, demand: &Demand) -> Arc<Model<Cpu>> {
     // A tenth of the checkpoint at first, then what the error says is needed.
     let mut budget = 2 << 20;
-    let model = loop {
+    loop {
         match model(precision, None, Some((budget, demand.clone()))) {
-            Ok(model) => break model,
+            Ok(model) => return model,
             Err(Error::Memory { needed, .. }) => budget = needed,
             Err(error) => panic!("{error}"),
         }
-    };
+    }
+}
+
+/// Nine prompts of 70 tokens, and a model in the least memory that they can do with.
+fn tight(precision: Precision) -> (Vec<Vec<u32>>, Arc<Model<Cpu>>) {
+    let prompts: Vec<Vec<u32>> = (0..9).map(|p| (0..70).map(|i| (p * 131 + i * 7) % 4096).collect()).collect();
+    let model = smallest(precision, &Schedule::whole(&prompts, 64).demand(8));
     assert_eq!(model.resident_bytes(), 0);
     (prompts, model)
 }
@@ -156,8 +161,46 @@ fn a_sweep_goes_on_in_another_process_with_the_same_bits() {
 }
 
 #[test]
+fn shared_beginnings_change_no_bit() {
+    // Long beginnings, short ones, a prompt that is another's beginning, equal ones, one alone.
+    let prompt = |begin: u32, shared: u32, len: u32| -> Vec<u32> {
+        let own = |i| if i < shared { begin * 131 + i * 7 } else { begin + len * 17 + i * 13 };
+        (0..len).map(|i| own(i) % 4096).collect()
+    };
+    let beginnings = [(1, 150), (2, 20), (3, 9), (4, 40)];
+    let alike = |(begin, shared)| (0..5).map(move |i| prompt(begin, shared, shared + 1 + i * 11));
+    let prompts: Vec<Vec<u32>> = (0..4)
+        .flat_map(|i| beginnings.map(|b| alike(b).nth(i).expect("five")))
+        .chain([prompt(1, 150, 140), prompt(9, 0, 30), prompt(9, 0, 30)])
+        .collect();
+    let scratch = tempfile::tempdir().expect("a folder");
+    for precision in [Precision::Float32, Precision::Bfloat16] {
+        let last_logits = |model: &Arc<Model<Cpu>>, schedule: Schedule| {
+            let mut sweep = Sweep::over(model, &prompts, schedule, scratch.path()).expect("a sweep");
+            sweep.run(&mut ()).expect("layers");
+            let mut logits = vec![Vec::new(); prompts.len()];
+            let last = |prompt: usize, at: usize| at + 1 == prompts[prompt].len();
+            let take = |prompt: usize, _, row: &[f32]| logits[prompt] = row.iter().map(|x| x.to_bits()).collect();
+            sweep.each_logits(3, last, take).expect("logits");
+            logits
+        };
+        let all = model(precision, None, None).expect("a model");
+        let whole = last_logits(&all, Schedule::whole(&prompts, 64));
+        assert!(whole.iter().all(|row| !row.is_empty()));
+        for batch in [7, 64, 1000] {
+            let schedule = Schedule::shared(&prompts, batch);
+            assert!(schedule.rows() < prompts.iter().map(Vec::len).sum::<usize>() - 600, "{}", schedule.rows());
+            assert!(last_logits(&all, schedule.clone()) == whole, "{precision:?} {batch}");
+            // In just enough memory.
+            let tight = smallest(precision, &schedule.demand(3));
+            assert!(last_logits(&tight, schedule) == whole, "{precision:?} {batch}, little memory");
+        }
+    }
+}
+
+#[test]
 fn too_little_memory_is_an_error_that_says_how_much_is_needed() {
-    let demand = Demand { sequences: 1, tokens: 10, prompt_tokens: 10, batch_tokens: 10, logits: 1, decode: true };
+    let demand = Demand { states: 1, state_tokens: 10, prompt_tokens: 10, batch_tokens: 10, logits: 1, decode: true };
     let Err(error) = model(Precision::Float32, None, Some((1000, demand))) else { panic!("it fits nowhere") };
     let text = error.to_string();
     assert!(text.contains("are allowed") && text.contains("1000"), "{text}");

@@ -8,17 +8,18 @@ use crate::units::{count, counted, seconds};
 use anyhow::Result;
 use longshore_infer::backend::cpu::Cpu;
 use longshore_infer::resume::Place;
-use longshore_infer::sweep::{Sweep, SweepOptions};
+use longshore_infer::schedule::Schedule;
+use longshore_infer::sweep::Sweep;
 use std::time::Instant;
 
 /// What the name of an interrupted pass's folder adds to the scratch folder.
 const MARK: &str = ".pass-";
 
-/// Sweeps a model over prompts; `key` identifies the pass, which is saved in the scratch folder. The saver holds it until its
-/// result is safe.
+/// Sweeps a model over scheduled prompts; `key` identifies the pass, which is saved in the scratch folder. The saver holds it
+/// until its result is safe.
 pub(crate) fn sweep<'a>(
     loaded: &Loaded,
-    prompts: &[Vec<u32>],
+    (prompts, schedule): (&[Vec<u32>], Schedule),
     (engine, save): (&EngineArgs, &SaveArgs),
     key: &str,
     report: &'a Report,
@@ -26,8 +27,8 @@ pub(crate) fn sweep<'a>(
     // Each pass has a place of its own: others may be interrupted, and go on later.
     let beside = scratch(engine).join(format!("longshore-eval-{key}"));
     let mut saver = Saver::open(Place { beside: &beside, mark: MARK }, key, save, report)?;
-    let options = SweepOptions { batch_tokens: engine.batch_tokens as usize, scratch: scratch(engine) };
-    let mut sweep = Sweep::new(&loaded.model, prompts, &options, false)?;
+    let rows = schedule.rows();
+    let mut sweep = Sweep::over(&loaded.model, prompts, schedule, &scratch(engine))?;
     let layers = loaded.model.n_layers();
     let before = saver.resume(layers, |saved| sweep.resume(saved, |_, (): &()| true))?;
     let progress = Progress::begin("Evaluating", before.len(), layers);
@@ -36,7 +37,7 @@ pub(crate) fn sweep<'a>(
         saver.save(|saved| sweep.save(saved, &()));
         progress.show(layer + 1, report);
     }
-    progress.end("Evaluated", prompts.iter().map(Vec::len).sum(), report);
+    progress.end("Evaluated", rows, report);
     Ok((sweep, saver))
 }
 

@@ -292,6 +292,10 @@ impl Backend for Cpu {
         KvState::new(&weights.spec, self.precision)
     }
 
+    fn fork_kv(&self, state: &KvState, tokens: usize) -> KvState {
+        state.fork(tokens)
+    }
+
     fn truncate_kv(&self, state: &mut KvState, tokens: usize) {
         state.truncate(tokens);
     }

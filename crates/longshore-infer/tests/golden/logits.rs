@@ -107,7 +107,7 @@ fn options() -> SweepOptions {
 
 /// Sequences and prompts as large as the goldens'.
 fn demand(decode: bool) -> Demand {
-    Demand { sequences: 3, tokens: 80, prompt_tokens: 68, batch_tokens: 16, logits: 3, decode }
+    Demand { states: 3, state_tokens: 240, prompt_tokens: 68, batch_tokens: 16, logits: 3, decode }
 }
 
 /// The routing of every prompt and layer.

@@ -127,7 +127,7 @@ fn a_row_of_packed_weights_depends_on_no_schedule() {
 fn packed_layers_that_are_read_when_needed_give_the_same_bits_and_need_less() {
     let Some(prompts) = prompts() else { return };
     let plain = Setup::new(Precision::Float32).load().unwrap();
-    let demand = Demand { sequences: 1, tokens: 40, prompt_tokens: 32, batch_tokens: 32, logits: 1, decode: true };
+    let demand = Demand { states: 1, state_tokens: 40, prompt_tokens: 32, batch_tokens: 32, logits: 1, decode: true };
     let scheme = Scheme::Nvfp4 { block: 16 };
     let load = |packed, memory| {
         setup(Precision::Float32, state(&plain, scheme, Element::Float32), packed).memory(memory).load()

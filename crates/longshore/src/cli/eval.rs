@@ -54,6 +54,9 @@ pub(crate) struct MmluArgs {
     /// Print what will run, and run nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Compute what prompts have in common anew for each: the same answers, later
+    #[arg(long)]
+    pub(crate) no_prefix_reuse: bool,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]

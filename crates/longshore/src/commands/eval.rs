@@ -8,7 +8,6 @@ use crate::cli::eval::{EvalArgs, EvalTask};
 use crate::options::{self, Env};
 use crate::report::Report;
 use anyhow::Result;
-use longshore_infer::memory::Demand;
 use std::path::PathBuf;
 
 pub(super) fn run(args: &EvalArgs, env: &Env, report: &Report) -> Result<Answer> {
@@ -26,17 +25,6 @@ fn checkpoint(given: Option<&PathBuf>, env: &Env) -> Result<PathBuf> {
 
 /// Rows of logits in memory at a time.
 const LOGITS: usize = 32;
-
-fn demand(prompts: &[Vec<u32>], batch_tokens: u32) -> Demand {
-    Demand {
-        sequences: prompts.len() as u64,
-        tokens: prompts.iter().map(Vec::len).max().unwrap_or(0) as u64,
-        prompt_tokens: prompts.iter().map(Vec::len).sum::<usize>() as u64,
-        batch_tokens: u64::from(batch_tokens),
-        logits: LOGITS as u64,
-        decode: false,
-    }
-}
 
 /// A figure with its standard error.
 fn with_error(value: f64, error: Option<f64>, digits: usize) -> String {

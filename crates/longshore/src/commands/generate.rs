@@ -110,8 +110,8 @@ fn demand(args: &GenerateArgs, texts: &[Text]) -> Demand {
     let longest = texts.iter().filter_map(|t| t.ids.as_ref()).map(Vec::len).max().unwrap_or(0) as u64;
     let turns = texts.iter().map(Text::turns_left).max().unwrap_or(0) as u64 + 1;
     Demand {
-        sequences: batch,
-        tokens: (longest + u64::from(args.max_new)) * turns,
+        states: batch,
+        state_tokens: (longest + u64::from(args.max_new)) * turns * batch,
         prompt_tokens: longest * turns * batch,
         batch_tokens: u64::from(args.engine.batch_tokens),
         logits: batch,

@@ -15,6 +15,7 @@ use longshore_infer::compare::{Comparison, Difference, PositionDifference, compa
 use longshore_infer::memory::Demand;
 use longshore_infer::model::Model;
 use longshore_infer::sample::top_logprobs;
+use longshore_infer::schedule::Schedule;
 use longshore_infer::sweep::{Sweep, SweepOptions};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -88,14 +89,7 @@ fn built_in(vocab: u64) -> Vec<Vec<u32>> {
 }
 
 fn demand(args: &LogitsArgs, prompts: &[Vec<u32>]) -> Demand {
-    Demand {
-        sequences: prompts.len() as u64,
-        tokens: prompts.iter().map(Vec::len).max().unwrap_or(0) as u64,
-        prompt_tokens: prompts.iter().map(Vec::len).sum::<usize>() as u64,
-        batch_tokens: u64::from(args.engine.batch_tokens),
-        logits: 32,
-        decode: false,
-    }
+    Schedule::whole(prompts, args.engine.batch_tokens as usize).demand(32)
 }
 
 /// The likeliest tokens after each prompt.

@@ -16,6 +16,7 @@ fn mmlu_gives_the_same_logits_however_it_is_cut_and_in_both_formats() {
         (source().as_str(), &[][..]),
         (source().as_str(), &["--batch-tokens", "33", "--threads", "1", "--memory", "8M"]),
         ("mc", &["--save-every", "0", "--scratch", "."]),
+        (source().as_str(), &["--no-prefix-reuse"]),
     ] {
         let args = ["eval", "mmlu", checkpoint, "--data", "bundled", "--few-shots", "1", "--precision", "f32"];
         let args = [&args[..], &["--per-question", "lines.jsonl"], how].concat();

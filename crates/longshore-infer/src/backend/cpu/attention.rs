@@ -41,6 +41,24 @@ impl KvState {
         Self { heads: (0..spec.kv_heads).map(head).collect(), head_dim: spec.head_dim as usize, tokens: 0 }
     }
 
+    /// A copy with room for `more` tokens, so that it is not copied once more when it grows.
+    pub(super) fn fork(&self, more: usize) -> Self {
+        let heads = self.heads.iter().map(|head| match head {
+            KvHead::Float32 { k, v } => {
+                KvHead::Float32 { k: with_room(k, self.room_of_keys(more)), v: with_room(v, more * self.head_dim) }
+            }
+            KvHead::Bfloat16 { k, v } => {
+                KvHead::Bfloat16 { k: with_room(k, self.room_of_keys(more)), v: with_room(v, more * self.head_dim) }
+            }
+        });
+        Self { heads: heads.collect(), head_dim: self.head_dim, tokens: self.tokens }
+    }
+
+    /// Elements that the keys of `more` tokens take at most.
+    fn room_of_keys(&self, more: usize) -> usize {
+        more.next_multiple_of(KEYS) * self.head_dim
+    }
+
     /// Forgets all but the first `tokens` tokens.
     pub(super) fn truncate(&mut self, tokens: usize) {
         let values = tokens * self.head_dim;
@@ -73,6 +91,13 @@ impl KvHead {
             }
         }
     }
+}
+
+/// A copy with room for `more` elements.
+fn with_room<T: Copy>(values: &[T], more: usize) -> Vec<T> {
+    let mut copy = Vec::with_capacity(values.len() + more);
+    copy.extend_from_slice(values);
+    copy
 }
 
 /// Writes a key into its column of its block.

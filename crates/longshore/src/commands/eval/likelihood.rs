@@ -1,6 +1,6 @@
 //! What the true tokens of a text and the distributions over the next one tell: perplexity of one checkpoint, divergence of two.
 
-use super::{LOGITS, demand, with_error};
+use super::{LOGITS, with_error};
 use crate::cli::eval::{KlArgs, PplArgs, WindowArgs};
 use crate::commands::Answer;
 use crate::engine::{Opened, precision_name};
@@ -12,6 +12,7 @@ use anyhow::Result;
 use longshore_eval::divergence::{Divergence, Mean, Position};
 use longshore_eval::perplexity::{Perplexity, Windowing, log_probs, nll};
 use longshore_eval::text::{self, Text};
+use longshore_infer::schedule::Schedule;
 use longshore_infer::sweep::each_pair;
 use serde_json::json;
 use std::ops::Range;
@@ -91,8 +92,9 @@ pub(super) fn perplexity(args: &PplArgs, env: &Env, report: &Report) -> Result<A
     cut.say(report);
     let key = opened.pass_key(&args.engine, &cut.prompts, &"ppl")?;
     let precision = precision_name(opened.precision);
-    let loaded = opened.load(&args.engine, demand(&cut.prompts, args.engine.batch_tokens), 1, report)?;
-    let (sweep, saver) = passes::sweep(&loaded, &cut.prompts, (&args.engine, &args.save), &key, report)?;
+    let schedule = Schedule::whole(&cut.prompts, args.engine.batch_tokens as usize);
+    let loaded = opened.load(&args.engine, schedule.demand(LOGITS), 1, report)?;
+    let (sweep, saver) = passes::sweep(&loaded, (&cut.prompts, schedule), (&args.engine, &args.save), &key, report)?;
     let mut windows: Vec<Vec<f64>> = vec![Vec::new(); cut.prompts.len()];
     let mut failed = None;
     sweep.each_logits(
@@ -141,10 +143,12 @@ pub(super) fn divergence(args: &KlArgs, env: &Env, report: &Report) -> Result<An
     let keys = [a.pass_key(&args.engine, &cut.prompts, &"kl a")?, b.pass_key(&args.engine, &cut.prompts, &"kl b")?];
     let precision = precision_name(a.precision);
     // One after the other, but the residual streams of both are kept to the end.
-    let load = |opened: Opened| opened.load(&args.engine, demand(&cut.prompts, args.engine.batch_tokens), 2, report);
+    let schedule = Schedule::whole(&cut.prompts, args.engine.batch_tokens as usize);
+    let load = |opened: Opened| opened.load(&args.engine, schedule.demand(LOGITS), 2, report);
     let (a, b) = (load(a)?, load(b)?);
-    let (sweep_a, saver_a) = passes::sweep(&a, &cut.prompts, (&args.engine, &args.save), &keys[0], report)?;
-    let (sweep_b, saver_b) = passes::sweep(&b, &cut.prompts, (&args.engine, &args.save), &keys[1], report)?;
+    let how = (&args.engine, &args.save);
+    let (sweep_a, saver_a) = passes::sweep(&a, (&cut.prompts, schedule.clone()), how, &keys[0], report)?;
+    let (sweep_b, saver_b) = passes::sweep(&b, (&cut.prompts, schedule), how, &keys[1], report)?;
     let mut windows: Vec<Vec<Position>> = vec![Vec::new(); cut.prompts.len()];
     let (mut failed, mut base, mut other) = (None, Vec::new(), Vec::new());
     each_pair(

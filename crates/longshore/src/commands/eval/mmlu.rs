@@ -1,6 +1,6 @@
 //! MMLU: one prefill per question, and the letter with the largest logit.
 
-use super::{LOGITS, demand, with_error};
+use super::{LOGITS, with_error};
 use crate::cli::eval::MmluArgs;
 use crate::commands::Answer;
 use crate::engine::{Opened, precision_name};
@@ -10,6 +10,7 @@ use crate::report::{Report, peak_memory, table};
 use crate::units::{count, counted};
 use anyhow::{Context, Result};
 use longshore_eval::mmlu::{self, LETTERS, Mmlu, Prompts, Record, Scores, Selection, Style};
+use longshore_infer::schedule::Schedule;
 use longshore_infer::tokenizer::Tokenizer;
 use serde_json::json;
 use std::path::Path;
@@ -32,15 +33,19 @@ pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> R
         ids.push(tokenizer.encode(&prompt.text(), true)?);
         hashes.push(prompt.hash());
     }
+    let batch_tokens = args.engine.batch_tokens as usize;
+    let schedule =
+        if args.no_prefix_reuse { Schedule::whole(&ids, batch_tokens) } else { Schedule::shared(&ids, batch_tokens) };
     let tokens: usize = ids.iter().map(Vec::len).sum();
-    say_plan(args, style, &data, rows.len(), tokens, report);
+    say_plan(args, style, &data, rows.len(), (tokens, schedule.rows()), report);
     if args.dry_run {
         return dry_run(args, style, &data, (rows.len(), tokens), report);
     }
-    let key = opened.pass_key(&args.engine, &ids, &"mmlu")?;
+    let key = opened.pass_key(&args.engine, &ids, &("mmlu", args.no_prefix_reuse))?;
     let precision = precision_name(opened.precision);
-    let loaded = opened.load(&args.engine, demand(&ids, args.engine.batch_tokens), 1, report)?;
-    let (sweep, saver) = passes::sweep(&loaded, &ids, (&args.engine, &args.save), &key, report)?;
+    let computed = schedule.rows();
+    let loaded = opened.load(&args.engine, schedule.demand(LOGITS), 1, report)?;
+    let (sweep, saver) = passes::sweep(&loaded, (&ids, schedule), (&args.engine, &args.save), &key, report)?;
     let mut logits = vec![[f32::NAN; 4]; ids.len()];
     let last = |prompt: usize, position: usize| position + 1 == ids[prompt].len();
     sweep.each_logits(LOGITS, last, |prompt, _, row| {
@@ -59,7 +64,7 @@ pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> R
     if report.is_json() {
         let fields = json!({
             "task": "mmlu", "style": style, "few_shots": args.few_shots, "fraction": args.fraction, "questions": records.len(),
-            "tokens": tokens, "data_sha256": data.sha256(), "precision": precision, "scores": scores,
+            "tokens": tokens, "computed_tokens": computed, "data_sha256": data.sha256(), "precision": precision, "scores": scores,
             "peak_memory": peak_memory(),
         });
         report.json("eval", &fields)?;
@@ -84,12 +89,20 @@ fn letters(tokenizer: &Tokenizer) -> Result<[u32; 4]> {
     Ok(mmlu::letter_ids([0, 1, 2, 3].map(|i| encoded[i].as_slice()))?)
 }
 
-fn say_plan(args: &MmluArgs, style: Style, data: &Mmlu, questions: usize, tokens: usize, report: &Report) {
+fn say_plan(
+    args: &MmluArgs,
+    style: Style,
+    data: &Mmlu,
+    questions: usize,
+    (tokens, computed): (usize, usize),
+    report: &Report,
+) {
     let text = format!(
-        "{} ({style}, {}), {} tokens",
+        "{} ({style}, {}), {} tokens, {} to compute",
         counted(questions as u64, "question"),
         counted(args.few_shots as u64, "shot"),
-        count(tokens as u64)
+        count(tokens as u64),
+        count(computed as u64),
     );
     report.status("MMLU", &text);
     for unusual in data.unusual() {

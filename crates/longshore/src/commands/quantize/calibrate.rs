@@ -18,8 +18,8 @@ use longshore_convert::quantized::{Calibrated, QuantLinear, Quantization};
 use longshore_convert::source::Source;
 use longshore_infer::calibrate::{CalibrateOptions, Calibration, Calibrator, LayerStats};
 use longshore_infer::error::Error as EngineError;
-use longshore_infer::memory::Demand;
 use longshore_infer::resume::Place;
+use longshore_infer::schedule::Schedule;
 use longshore_infer::search::{Channels, Unit};
 use longshore_infer::site::Site;
 use longshore_infer::stats::StatsWanted;
@@ -74,14 +74,7 @@ pub(super) fn run<'a>(
     // Before weights are read: of two runs one is refused at once.
     let mut saver = Saver::open(places(destination)[0], &key, &args.save, report)?;
     let tokens: usize = set.samples.iter().map(Vec::len).sum();
-    let demand = Demand {
-        sequences: set.samples.len() as u64,
-        tokens: set.samples.iter().map(Vec::len).max().unwrap_or(0) as u64,
-        prompt_tokens: tokens as u64,
-        batch_tokens: u64::from(args.engine.batch_tokens),
-        logits: 0,
-        decode: false,
-    };
+    let demand = Schedule::whole(&set.samples, args.engine.batch_tokens as usize).demand(0);
     let precision = opened.precision;
     let scaling = Scaling::of(config, precision, fc2_weighted, usize::from(args.calib.calib_batch));
     let beside = Beside::of(&scaling, quantization, &opened, args)?;

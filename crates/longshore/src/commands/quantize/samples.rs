@@ -59,8 +59,8 @@ fn texts(checkpoint: &Path, args: &EngineArgs, env: &Env, report: &Report) -> Re
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let stop = opened.stop_ids()?;
     let demand = Demand {
-        sequences: PROMPTS.len() as u64,
-        tokens: (longest + NEW_TOKENS) as u64,
+        states: PROMPTS.len() as u64,
+        state_tokens: (PROMPTS.len() * (longest + NEW_TOKENS)) as u64,
         prompt_tokens: prompts.iter().map(Vec::len).sum::<usize>() as u64,
         batch_tokens: u64::from(args.batch_tokens),
         logits: PROMPTS.len() as u64,

@@ -6,7 +6,7 @@ use crate::report::{Live, Report};
 use crate::units::counted;
 use anyhow::Result;
 use longshore_infer::compare::{self, Comparison};
-use longshore_infer::memory::Demand;
+use longshore_infer::schedule::Schedule;
 use longshore_infer::sweep::SweepOptions;
 use serde::Serialize;
 
@@ -62,14 +62,7 @@ pub(super) fn compare(
     silent: &Report,
 ) -> Result<Outputs> {
     let (prompts, text) = prompts(&source)?;
-    let demand = Demand {
-        sequences: prompts.len() as u64,
-        tokens: prompts.iter().map(Vec::len).max().unwrap_or(0) as u64,
-        prompt_tokens: prompts.iter().map(Vec::len).sum::<usize>() as u64,
-        batch_tokens: u64::from(engine.batch_tokens),
-        logits: 32,
-        decode: false,
-    };
+    let demand = Schedule::whole(&prompts, engine.batch_tokens as usize).demand(32);
     let options = SweepOptions { batch_tokens: engine.batch_tokens as usize, scratch: scratch(engine) };
     let is_text = source.tokenizer.is_some();
     let source = source.load(engine, demand.clone(), 2, silent)?.model;
