@@ -6,7 +6,7 @@
 //! [`longshore_convert::source::Source`]. [`generate`](mod@generate) turns steps into tokens, with [`mtp`] guessing ahead;
 //! [`compare`](mod@compare) runs two models side by side. [`tokenizer`], [`chat`] and [`sample`] stand between text and ids.
 //! [`calibrate`] counts what the linears read; [`quantized`] makes them compute as if they were quantized. [`schedule`] says
-//! which rows a sweep computes; [`resume`] keeps it on disk.
+//! which rows a sweep computes, [`rate`] how long that takes; [`resume`] keeps it on disk.
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
@@ -23,6 +23,7 @@ pub mod memory;
 pub mod model;
 pub mod mtp;
 pub mod quantized;
+pub mod rate;
 pub mod resume;
 pub mod sample;
 pub mod schedule;

@@ -212,6 +212,11 @@ impl<B: Backend + 'static> Model<B> {
         self.plan.activations
     }
 
+    /// Whether a sweep reads a layer while the one before computes.
+    pub(crate) fn reads_ahead(&self) -> bool {
+        self.plan.prefetch
+    }
+
     /// Bytes that nothing is planned for.
     pub fn spare_memory(&self) -> u64 {
         self.plan.spare
@@ -245,7 +250,8 @@ impl<B: Backend + 'static> Model<B> {
         loaded.into_iter().map(|(_, layer)| layer).collect()
     }
 
-    fn load_layer(&self, i: usize) -> Result<Layer<B>> {
+    /// Reads a layer.
+    pub(crate) fn load_layer(&self, i: usize) -> Result<Layer<B>> {
         self.loader().layer(&self.layers[i].prefix, &self.layers[i].spec)
     }
 

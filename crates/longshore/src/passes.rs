@@ -4,13 +4,15 @@ use crate::cli::run::{EngineArgs, SaveArgs};
 use crate::engine::{Loaded, scratch};
 use crate::report::{Live, Report};
 use crate::saving::Saver;
-use crate::units::{count, counted, seconds};
+use crate::units::{self, count, counted, seconds};
 use anyhow::Result;
 use longshore_infer::backend::cpu::Cpu;
+use longshore_infer::rate::{self, Estimate};
 use longshore_infer::resume::Place;
 use longshore_infer::schedule::Schedule;
 use longshore_infer::sweep::Sweep;
-use std::time::Instant;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 /// What the name of an interrupted pass's folder adds to the scratch folder.
 const MARK: &str = ".pass-";
@@ -39,6 +41,31 @@ pub(crate) fn sweep<'a>(
     }
     progress.end("Evaluated", rows, report);
     Ok((sweep, saver))
+}
+
+/// What a pass will do, at the rates measured now.
+pub(crate) fn estimate(
+    loaded: &Loaded,
+    (prompts, schedule): (&[Vec<u32>], &Schedule),
+    (positions, logits): (usize, usize),
+    report: &Report,
+) -> Result<Value> {
+    let estimate = rate::estimate(&loaded.model, prompts, schedule, positions, logits)?;
+    let Estimate { layers, rows, bytes, reading, computing, total } = estimate;
+    let text = format!(
+        "one pass: {}, {} read once, {}",
+        counted(layers as u64, "layer"),
+        units::bytes(bytes),
+        counted(rows as u64, "token")
+    );
+    report.status("Plan", &text);
+    let time = |time: Duration| seconds(time.as_secs_f64());
+    let text = format!("{} (reading {}, computing {})", time(total), time(reading), time(computing));
+    report.status("Time", &text);
+    Ok(json!({
+        "layers": layers, "tokens": rows, "bytes": bytes, "reading_seconds": reading.as_secs_f64(),
+        "computing_seconds": computing.as_secs_f64(), "seconds": total.as_secs_f64(),
+    }))
 }
 
 /// How far a pass is.

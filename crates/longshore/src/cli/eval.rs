@@ -51,7 +51,7 @@ pub(crate) struct MmluArgs {
     /// Write a JSON line for every question
     #[arg(long, value_name = "FILE")]
     pub(crate) per_question: Option<PathBuf>,
-    /// Print what will run, and run nothing
+    /// Print what will run and how long it will take, at the rate of one batch through one layer of each kind
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Compute what prompts have in common anew for each: the same answers, later
@@ -82,6 +82,9 @@ pub(crate) struct WindowArgs {
     /// At most so many windows
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<usize>,
+    /// Print what will run and how long it will take, at the rate of one batch through one layer of each kind
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Clone, Debug, Args)]

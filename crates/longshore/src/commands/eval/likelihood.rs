@@ -78,9 +78,14 @@ impl Cut {
         self.scored[prompt].contains(&(position + 1))
     }
 
+    /// Tokens that are scored.
+    fn positions(&self) -> usize {
+        self.scored.iter().map(Range::len).sum()
+    }
+
     fn say(&self, report: &Report) {
-        let tokens: usize = self.scored.iter().map(Range::len).sum();
-        let text = format!("{}, {} tokens scored", counted(self.prompts.len() as u64, "window"), count(tokens as u64));
+        let tokens = self.positions() as u64;
+        let text = format!("{}, {} tokens scored", counted(self.prompts.len() as u64, "window"), count(tokens));
         report.status("Text", &text);
     }
 }
@@ -94,6 +99,13 @@ pub(super) fn perplexity(args: &PplArgs, env: &Env, report: &Report) -> Result<A
     let precision = precision_name(opened.precision);
     let schedule = Schedule::whole(&cut.prompts, args.engine.batch_tokens as usize);
     let loaded = opened.load(&args.engine, schedule.demand(LOGITS), 1, report)?;
+    if args.windows.dry_run {
+        let plan = passes::estimate(&loaded, (&cut.prompts, &schedule), (cut.positions(), LOGITS), report)?;
+        if report.is_json() {
+            report.json("eval", &json!({"task": "ppl", "dry_run": true, "windowing": cut.windowing, "plan": plan}))?;
+        }
+        return Ok(Answer::Yes);
+    }
     let (sweep, saver) = passes::sweep(&loaded, (&cut.prompts, schedule), (&args.engine, &args.save), &key, report)?;
     let mut windows: Vec<Vec<f64>> = vec![Vec::new(); cut.prompts.len()];
     let mut failed = None;
@@ -146,6 +158,14 @@ pub(super) fn divergence(args: &KlArgs, env: &Env, report: &Report) -> Result<An
     let schedule = Schedule::whole(&cut.prompts, args.engine.batch_tokens as usize);
     let load = |opened: Opened| opened.load(&args.engine, schedule.demand(LOGITS), 2, report);
     let (a, b) = (load(a)?, load(b)?);
+    if args.windows.dry_run {
+        let plan = |loaded| passes::estimate(loaded, (&cut.prompts, &schedule), (cut.positions(), LOGITS), report);
+        let plans = [plan(&a)?, plan(&b)?];
+        if report.is_json() {
+            report.json("eval", &json!({"task": "kl", "dry_run": true, "windowing": cut.windowing, "plan": plans}))?;
+        }
+        return Ok(Answer::Yes);
+    }
     let how = (&args.engine, &args.save);
     let (sweep_a, saver_a) = passes::sweep(&a, (&cut.prompts, schedule.clone()), how, &keys[0], report)?;
     let (sweep_b, saver_b) = passes::sweep(&b, (&cut.prompts, schedule), how, &keys[1], report)?;

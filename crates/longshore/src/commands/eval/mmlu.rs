@@ -38,13 +38,21 @@ pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> R
         if args.no_prefix_reuse { Schedule::whole(&ids, batch_tokens) } else { Schedule::shared(&ids, batch_tokens) };
     let tokens: usize = ids.iter().map(Vec::len).sum();
     say_plan(args, style, &data, rows.len(), (tokens, schedule.rows()), report);
-    if args.dry_run {
-        return dry_run(args, style, &data, (rows.len(), tokens), report);
-    }
     let key = opened.pass_key(&args.engine, &ids, &("mmlu", args.no_prefix_reuse))?;
     let precision = precision_name(opened.precision);
     let computed = schedule.rows();
     let loaded = opened.load(&args.engine, schedule.demand(LOGITS), 1, report)?;
+    if args.dry_run {
+        let plan = passes::estimate(&loaded, (&ids, &schedule), (ids.len(), LOGITS), report)?;
+        if report.is_json() {
+            let fields = json!({
+                "task": "mmlu", "dry_run": true, "style": style, "few_shots": args.few_shots, "questions": rows.len(),
+                "tokens": tokens, "data_sha256": data.sha256(), "plan": plan,
+            });
+            report.json("eval", &fields)?;
+        }
+        return Ok(Answer::Yes);
+    }
     let (sweep, saver) = passes::sweep(&loaded, (&ids, schedule), (&args.engine, &args.save), &key, report)?;
     let mut logits = vec![[f32::NAN; 4]; ids.len()];
     let last = |prompt: usize, position: usize| position + 1 == ids[prompt].len();
@@ -108,23 +116,6 @@ fn say_plan(
     for unusual in data.unusual() {
         report.note("Note", &unusual.to_string());
     }
-}
-
-fn dry_run(
-    args: &MmluArgs,
-    style: Style,
-    data: &Mmlu,
-    (questions, tokens): (usize, usize),
-    report: &Report,
-) -> Result<Answer> {
-    if report.is_json() {
-        let fields = json!({
-            "task": "mmlu", "dry_run": true, "style": style, "few_shots": args.few_shots, "questions": questions, "tokens": tokens,
-            "data_sha256": data.sha256(),
-        });
-        report.json("eval", &fields)?;
-    }
-    Ok(Answer::Yes)
 }
 
 /// The table by subject and category.
