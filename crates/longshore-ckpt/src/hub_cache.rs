@@ -3,6 +3,7 @@
 //! ```text
 //! <cache>/models--org--name/refs/main              the commit that `main` was at
 //! <cache>/models--org--name/snapshots/<commit>/    links to ../../blobs/<hash>
+//! <cache>/datasets--org--name/...                  the same
 //! ```
 //!
 //! Reference: `huggingface_hub`, `constants.py` (folders), `file_download.py` (`repo_folder_name`) and
@@ -17,14 +18,27 @@ const REF_LIMIT: u64 = 1024;
 /// The longest name in a repository id, as `validate_repo_id` has it.
 const NAME_LIMIT: usize = 96;
 
+/// What a repository holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A model.
+    Model,
+    /// A data set.
+    Dataset,
+}
+
 /// The snapshot folder of `org/name` in a cache folder: the one that `refs/main` names or, without that file, the only one
 /// there is. `None` where nothing usable is cached or the id is not of that form.
-pub fn resolve(repo_id: &str, cache: &Path) -> Option<PathBuf> {
+pub fn resolve(kind: Kind, repo_id: &str, cache: &Path) -> Option<PathBuf> {
     let (org, name) = repo_id.split_once('/')?;
     if name.len() > NAME_LIMIT || !is_name(org) || !is_name(name) {
         return None;
     }
-    let repo = cache.join(format!("models--{org}--{name}"));
+    let kind = match kind {
+        Kind::Model => "models",
+        Kind::Dataset => "datasets",
+    };
+    let repo = cache.join(format!("{kind}--{org}--{name}"));
     let snapshots = repo.join("snapshots");
     let main = repo.join("refs").join("main");
     let commit = if fs::exists(&main) {
@@ -89,14 +103,14 @@ mod tests {
         let repo = cache.path().join("models--org--name.v-1");
         write(&repo.join("snapshots/abc/config.json"), "{}");
         write(&repo.join("snapshots/def/config.json"), "{}");
-        assert_eq!(resolve("org/name.v-1", cache.path()), None, "two snapshots and no ref");
+        assert_eq!(resolve(Kind::Model, "org/name.v-1", cache.path()), None, "two snapshots and no ref");
         write(&repo.join("refs/main"), "def\n");
-        assert_eq!(resolve("org/name.v-1", cache.path()), Some(repo.join("snapshots/def")));
+        assert_eq!(resolve(Kind::Model, "org/name.v-1", cache.path()), Some(repo.join("snapshots/def")));
         write(&repo.join("refs/main"), "gone");
-        assert_eq!(resolve("org/name.v-1", cache.path()), None);
+        assert_eq!(resolve(Kind::Model, "org/name.v-1", cache.path()), None);
         for hostile in ["..", "../..", "/etc", "", "../snapshots/abc"] {
             write(&repo.join("refs/main"), hostile);
-            assert_eq!(resolve("org/name.v-1", cache.path()), None, "{hostile}");
+            assert_eq!(resolve(Kind::Model, "org/name.v-1", cache.path()), None, "{hostile}");
         }
     }
 
@@ -106,18 +120,26 @@ mod tests {
         let repo = cache.path().join("models--org--name");
         write(&repo.join("snapshots/abc/config.json"), "{}");
         write(&repo.join("snapshots/.DS_Store"), "");
-        assert_eq!(resolve("org/name", cache.path()), Some(repo.join("snapshots/abc")));
+        assert_eq!(resolve(Kind::Model, "org/name", cache.path()), Some(repo.join("snapshots/abc")));
+    }
+
+    #[test]
+    fn data_sets_are_not_models() {
+        let cache = tempfile::tempdir().unwrap();
+        write(&cache.path().join("datasets--a--b/snapshots/c/x"), "");
+        assert_eq!(resolve(Kind::Model, "a/b", cache.path()), None);
+        assert!(resolve(Kind::Dataset, "a/b", cache.path()).is_some());
     }
 
     #[test]
     fn ids_of_another_form_name_nothing() {
         let cache = tempfile::tempdir().unwrap();
         write(&cache.path().join("models--a--b/snapshots/c/x"), "");
-        assert!(resolve("a/b", cache.path()).is_some());
+        assert!(resolve(Kind::Model, "a/b", cache.path()).is_some());
         for id in ["b", "a/b/c", "a/", "/b", "a/..", "../b", "a/.b", "a/b.", "a--x/b", "a/b c", "a/b\0", "a\\b", ""] {
-            assert_eq!(resolve(id, cache.path()), None, "{id:?}");
+            assert_eq!(resolve(Kind::Model, id, cache.path()), None, "{id:?}");
         }
-        assert_eq!(resolve(&format!("a/{}", "b".repeat(97)), cache.path()), None);
+        assert_eq!(resolve(Kind::Model, &format!("a/{}", "b".repeat(97)), cache.path()), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod tokens;
 
 pub use categories::{CATEGORIES, Category, category};
 pub use prompt::{Prompt, Prompts, Style};
-pub use read::{Form, bundled, read};
+pub use read::{DECODER_THREAD, Form, bundled, read};
 pub use record::{Record, read_records, write_record};
 pub use score::{CategoryScore, Score, Scores, SubjectScore};
 pub use select::{Row, Selection, select};

@@ -14,6 +14,9 @@ pub(crate) enum UsageError {
     /// A repository id that the Hugging Face cache does not hold.
     #[error("`{repo}` is neither a folder nor in the Hugging Face cache{}", in_cache(.cache.as_ref()))]
     NotCached { repo: String, cache: Option<PathBuf> },
+    /// A data set that is nowhere.
+    #[error("the data set `{repo}` is neither a folder nor in the Hugging Face cache{}", in_cache(.cache.as_ref()))]
+    NoDataset { repo: String, cache: Option<PathBuf> },
     /// A variable with a value that cannot be used.
     #[error("`{name}` is `{value}`: expected {expected}")]
     Value { name: String, value: String, expected: &'static str },

@@ -526,6 +526,7 @@ pub(crate) fn help() -> String {
         ("MLM_WORK_DIR", "[default: megatron_workspace in the temporary directory]"),
         ("TP PP EP ETP", "--tp --pp --ep --etp"),
         ("MLM_EXTRA_ARGS", "split as a shell does and looked up in the table below"),
+        ("MMLU_DATASET", "--data of eval mmlu"),
         ("HF_HUB_CACHE HF_HOME", "where the Hugging Face cache is"),
         ("NO_COLOR", "no colours"),
     ];

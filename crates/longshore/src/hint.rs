@@ -57,6 +57,9 @@ fn usage(error: &UsageError) -> Option<String> {
     Some(match error {
         UsageError::Absent { .. } => "`longshore help env` lists the variables".into(),
         UsageError::NotCached { repo, .. } => format!("`hf download {repo}`"),
+        UsageError::NoDataset { repo, .. } => {
+            format!("`hf download {repo} --repo-type dataset`; `--data bundled` is a small set of our own")
+        }
         UsageError::ExtraArgs { .. } => "`longshore help env` lists the known arguments".into(),
         UsageError::NoArchitecture { nearest: Some(nearest), .. } => format!("did you mean `{nearest}`?"),
         UsageError::NoArchitecture { .. } => "`longshore arch list` shows the supported architectures".into(),

@@ -2,7 +2,8 @@
 
 use crate::error::UsageError;
 use crate::options::{Direction, Env, WriteOptions};
-use longshore_ckpt::{Format, hub_cache, torch_dist};
+use longshore_ckpt::hub_cache::{self, Kind};
+use longshore_ckpt::{Format, torch_dist};
 use std::path::{Path, PathBuf};
 
 /// The folder that `given` names. An existing path wins over a repository of the same name.
@@ -11,11 +12,37 @@ pub(crate) fn checkpoint(given: &Path, env: &Env) -> Result<PathBuf, UsageError>
         return Ok(given.to_owned());
     }
     let Some(repo) = repository_id(given) else { return Err(UsageError::NoFolder { path: given.to_owned() }) };
+    cached(Kind::Model, repo, env)
+}
+
+/// The folder of MMLU: `given`, else `$MMLU_DATASET`, a path or a repository id; else the published repository in the cache.
+pub(crate) fn mmlu(given: Option<&Path>, env: &Env) -> Result<PathBuf, UsageError> {
+    const PUBLISHED: &str = "cais/mmlu";
+    let named = match given {
+        Some(path) => Some(path.to_owned()),
+        None => env.text("MMLU_DATASET")?.filter(|text| !text.is_empty()).map(PathBuf::from),
+    };
+    match named {
+        Some(path) if path.exists() => Ok(path),
+        Some(path) => match repository_id(&path) {
+            Some(repo) => cached(Kind::Dataset, repo, env),
+            None => Err(UsageError::NoFolder { path }),
+        },
+        None => cached(Kind::Dataset, PUBLISHED, env),
+    }
+}
+
+/// The folder of a repository in the Hugging Face cache.
+fn cached(kind: Kind, repo: &str, env: &Env) -> Result<PathBuf, UsageError> {
     let xdg = env.text("XDG_CACHE_HOME")?.map(|cache| format!("{cache}/huggingface"));
     let hf_home = env.text("HF_HOME")?.or(xdg.as_deref());
     let cache = hub_cache::cache_folder(env.text("HF_HUB_CACHE")?, hf_home, env.text("HOME")?);
-    let found = cache.as_ref().and_then(|cache| hub_cache::resolve(repo, cache));
-    found.ok_or_else(|| UsageError::NotCached { repo: repo.to_owned(), cache })
+    let found = cache.as_ref().and_then(|cache| hub_cache::resolve(kind, repo, cache));
+    let repo = repo.to_owned();
+    found.ok_or_else(|| match kind {
+        Kind::Model => UsageError::NotCached { repo, cache },
+        Kind::Dataset => UsageError::NoDataset { repo, cache },
+    })
 }
 
 /// The format of the checkpoint in `folder`, by the files that mark one, as [`longshore_ckpt::Catalog::open`] tells.

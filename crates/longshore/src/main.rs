@@ -29,6 +29,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     raise_file_limit();
+    hide_decoder_panics();
     let env = Env::from_process();
     let cli = cli::parse();
     let report = report::Report::new(&cli.global, &env);
@@ -50,4 +51,14 @@ fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     // Where it cannot be raised, opening says so.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+/// The parquet decoder's asserts are about files: what they say is reported as the file's error.
+fn hide_decoder_panics() {
+    let shown = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::thread::current().name() != Some(longshore_eval::mmlu::DECODER_THREAD) {
+            shown(panic);
+        }
+    }));
 }

@@ -106,6 +106,16 @@ fn wrong_rows_of_parquet_are_named() {
 }
 
 #[test]
+fn one_string_that_parquet_repeats_is_counted_before_it_is_text() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("all")).unwrap();
+    let name = "all/test-00000-of-00001.parquet";
+    fs::copy(fixture("long/test-00000-of-00001.parquet"), folder.path().join(name)).unwrap();
+    let error = mmlu::read(folder.path()).unwrap_err().to_string();
+    assert!(error.ends_with("the data set holds more than 256 MiB of text"), "{error}");
+}
+
+#[test]
 fn damaged_parquet_is_an_error_and_never_a_panic() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir(folder.path().join("all")).unwrap();

@@ -26,10 +26,11 @@ pub(crate) struct MmluArgs {
     /// Checkpoint: a folder, or `org/name` from the Hugging Face cache [env: MLM_MODEL_CKPT, else HF_MODEL_CKPT]
     #[arg(value_name = "CKPT")]
     pub(crate) checkpoint: Option<PathBuf>,
-    /// The data set: a folder with JSON lines, CSV or parquet files as published, or a file of JSON lines with the test questions;
-    /// `bundled` stands for a few easy questions of our own
+    /// The data set: a folder with JSON lines, CSV or parquet files as published, a file of JSON lines with the test questions, or
+    /// `org/name` from the Hugging Face cache; `bundled` stands for a few easy questions of our own [env: MMLU_DATASET,
+    /// default: cais/mmlu]
     #[arg(long, value_name = "DIR", visible_alias = "mmlu-dataset")]
-    pub(crate) data: PathBuf,
+    pub(crate) data: Option<PathBuf>,
     /// Whose prompts: lm-eval, modelopt, or modelopt-exact, with ModelOpt's missing line ends
     #[arg(long, value_name = "STYLE", default_value = "lm-eval")]
     pub(crate) style: String,

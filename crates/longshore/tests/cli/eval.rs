@@ -118,3 +118,24 @@ fn what_cannot_be_scored_is_refused_with_its_place() {
         assert!(text.starts_with("exit 2\n") && text.contains(said), "{args:?}: {text}");
     }
 }
+
+#[test]
+fn the_data_set_is_found_in_the_cache_and_by_its_variable() {
+    let dir = Dir::new();
+    let question = r#"{"question": "a", "subject": "b", "choices": ["1", "2", "3", "4"], "answer": 1}"#;
+    let snapshot = dir.path("cache/datasets--cais--mmlu/snapshots/0123");
+    std::fs::create_dir_all(&snapshot).expect("a folder");
+    std::fs::write(snapshot.join("mmlu_test.jsonl"), question).expect("a row");
+    std::fs::write(dir.path("two.jsonl"), format!("{question}\n{question}\n")).expect("rows");
+    let mut dir = dir.env("HF_HUB_CACHE", "cache");
+    let args = ["eval", "mmlu", &source()];
+    let total = |dir: &Dir, more: &[&str]| dir.json(&[&args[..], more].concat())["scores"]["all"]["total"].as_u64();
+    assert_eq!(total(&dir, &[]), Some(1));
+    assert_eq!(total(&dir, &["--data", "cais/mmlu"]), Some(1));
+    dir = dir.env("MMLU_DATASET", "two.jsonl");
+    assert_eq!(total(&dir, &[]), Some(2));
+    assert_eq!(total(&dir, &["--data", "bundled", "--limit", "7"]), Some(7));
+    let said = dir.env("HF_HUB_CACHE", "none").env("MMLU_DATASET", "").run(&args);
+    let hint = "`hf download cais/mmlu --repo-type dataset`";
+    assert!(said.starts_with("exit 2\n") && said.contains("neither a folder nor in") && said.contains(hint), "{said}");
+}

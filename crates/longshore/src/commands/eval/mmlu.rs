@@ -4,6 +4,7 @@ use super::{LOGITS, with_error};
 use crate::cli::eval::MmluArgs;
 use crate::commands::Answer;
 use crate::engine::{Opened, precision_name};
+use crate::locate;
 use crate::options::Env;
 use crate::passes;
 use crate::report::{Report, peak_memory, table};
@@ -17,7 +18,10 @@ use std::path::Path;
 
 pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> Result<Answer> {
     let style: Style = args.style.parse()?;
-    let data = if args.data == Path::new("bundled") { mmlu::bundled()? } else { mmlu::read(&args.data)? };
+    let data = match args.data.as_deref() {
+        Some(name) if name == Path::new("bundled") => mmlu::bundled()?,
+        given => mmlu::read(&locate::mmlu(given, env)?)?,
+    };
     let selection = Selection { fraction: args.fraction, subjects: args.subjects.clone(), limit: args.limit };
     let rows = mmlu::select(&data.test, &selection)?;
     let subjects = rows.iter().map(|row| row.question.subject.as_str());
