@@ -28,6 +28,7 @@ fn main() {
     safetensors();
     configs();
     manifests();
+    evaluation();
     // The pieces of these inputs are taken from both ends; any bytes will do as a start.
     let counting: Vec<u8> = (0..=255).collect();
     put("rect", "counting", &counting);
@@ -170,4 +171,22 @@ fn manifests() {
         tensors: BTreeMap::from([("w".to_owned(), tensor)]),
     };
     put("manifest", "one", manifest.to_json());
+}
+
+/// Questions in each form and answers to them.
+fn evaluation() {
+    let question = json!({"question": "q", "subject": "s", "choices": ["a", "b", "c", "d"], "answer": 2});
+    put("mmlu", "jsonl", format!("\0{question}\n{question}\n"));
+    put("mmlu", "csv", b"\x01\"q, r\",a,b,c,d,C\nq,a,b,c,d,A\n");
+    put("mmlu", "csv-header", b"\x01question,choice0,choice1,choice2,choice3,answer\nq,a,b,c,d,3\n");
+    let fixture = "../crates/longshore-eval/tests/fixtures/wrong/test-00000-of-00001.parquet";
+    let parquet = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture)).expect("the fixture");
+    put("mmlu", "parquet", [b"\x02".as_slice(), &parquet].concat());
+    let record = json!({
+        "subject": "s", "index": 0, "prompt_hash": "00", "logits": [0.5, -1.0, 2.0, 0.0], "choice": "C", "answer": "A",
+        "correct": false,
+    });
+    put("eval_records", "one", format!("{record}\n"));
+    put("eval_text", "text", "Call me Ishmael.\n");
+    put("eval_text", "ids", "{\"input_ids\": [1, 2, 3]}\n");
 }
