@@ -14,7 +14,7 @@ pub use read::{DECODER_THREAD, Form, bundled, read};
 pub use record::{Record, read_records, write_record};
 pub use score::{CategoryScore, Score, Scores, SubjectScore};
 pub use select::{Row, Selection, select};
-pub use tokens::{Choice, LETTERS, choose, letter_ids};
+pub use tokens::{Choice, LETTERS, choose, continuations, letter_ids};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};

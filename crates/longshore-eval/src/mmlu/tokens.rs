@@ -14,6 +14,33 @@ pub struct Choice {
     pub tied: bool,
 }
 
+/// What of a continuation is not in its context: the tokens that all four have first, and the one of each letter after them.
+///
+/// lm-evaluation-harness scores `encode(context + " A")` without `encode(context)`, summed where that is several tokens. Where
+/// the four differ in their last token alone, the sums differ by that token's log-probability after the others, so these
+/// belong to the prompt. Anything else could not be decided by one pass, and is refused.
+pub fn continuations(context: &[u32], whole: [&[u32]; 4]) -> Result<(Vec<u32>, [u32; 4])> {
+    let mut found: [&[u32]; 4] = [&[]; 4];
+    for (i, tokens) in whole.into_iter().enumerate() {
+        let other = || {
+            Error::Invalid(format!(
+                "the tokens of \"Answer: {letter}\" do not begin with those of \"Answer:\"; --style modelopt does not need that",
+                letter = LETTERS[i]
+            ))
+        };
+        found[i] = tokens.strip_prefix(context).ok_or_else(other)?;
+    }
+    let ids = letter_ids(found)?;
+    let common = &found[0][..found[0].len() - 1];
+    if let Some(i) = found.iter().position(|tokens| tokens[..tokens.len() - 1] != *common) {
+        let (a, b) = (LETTERS[0], LETTERS[i]);
+        return Err(Error::Invalid(format!(
+            "\" {a}\" and \" {b}\" differ in more than their last token; --style modelopt compares the last ones"
+        )));
+    }
+    Ok((common.to_vec(), ids))
+}
+
 /// The tokens whose logits are compared: the last of each letter's, encoded as `" A"` without special tokens. ModelOpt's
 /// rule: for byte-level vocabularies it is the only one, for `SentencePiece` it leaves out a lone blank. Letters that share
 /// a token cannot be told apart, and are refused.

@@ -1,7 +1,7 @@
 //! Letters, accuracies, errors.
 
 use super::{published, question};
-use longshore_eval::mmlu::{self, CATEGORIES, Category, Record, Row, Scores, category, choose, letter_ids};
+use longshore_eval::mmlu::{self, CATEGORIES, Category, Record, Row, Scores, category, choose, continuations, letter_ids};
 
 fn records(counts: &[(&str, usize, usize)]) -> Vec<Record> {
     let mut records = Vec::new();
@@ -35,6 +35,20 @@ fn the_last_token_of_a_letter_counts_and_must_be_its_own() {
     let error = letter_ids([&[1], &[2], &[3, 2], &[4]]).unwrap_err().to_string();
     assert_eq!(error, "\" B\" and \" C\" both end in token 2: the score would mean nothing");
     assert_eq!(letter_ids([&[1], &[], &[3], &[4]]).unwrap_err().to_string(), "\" B\" has no token");
+}
+
+#[test]
+fn a_continuation_is_what_the_context_lacks() {
+    // One token each; a blank of its own before each; the context's last token changed; letters of different lengths.
+    let of = |whole: [&[u32]; 4]| continuations(&[7, 8], whole).map_err(|e| e.to_string());
+    assert_eq!(of([&[7, 8, 1], &[7, 8, 2], &[7, 8, 3], &[7, 8, 4]]), Ok((vec![], [1, 2, 3, 4])));
+    assert_eq!(of([&[7, 8, 9, 1], &[7, 8, 9, 2], &[7, 8, 9, 3], &[7, 8, 9, 4]]), Ok((vec![9], [1, 2, 3, 4])));
+    let error = of([&[7, 8, 1], &[7, 5, 2], &[7, 8, 3], &[7, 8, 4]]).unwrap_err();
+    assert!(error.starts_with("the tokens of \"Answer: B\" do not begin with those of \"Answer:\""), "{error}");
+    let error = of([&[7, 8, 1], &[7, 8, 2], &[7, 8, 9, 3], &[7, 8, 4]]).unwrap_err();
+    assert!(error.starts_with("\" A\" and \" C\" differ in more than their last token"), "{error}");
+    assert!(of([&[7, 8, 1], &[7, 8, 2], &[7, 8, 1], &[7, 8, 4]]).unwrap_err().contains("both end in token 1"));
+    assert!(of([&[7, 8], &[7, 8, 2], &[7, 8, 1], &[7, 8, 4]]).unwrap_err().contains("has no token"));
 }
 
 #[test]
