@@ -81,7 +81,7 @@ pub struct Client<'a> {
     pub(crate) settings: Settings,
     retried: AtomicU64,
     pub(crate) stop: Stop,
-    on_retry: &'a (dyn Fn(&Retry<'_>) + Sync),
+    on_retry: Box<dyn Fn(&Retry<'_>) + Sync + 'a>,
 }
 
 /// What a try came to that gave no answer.
@@ -97,7 +97,7 @@ impl<'a> Client<'a> {
         address: Address,
         key: Option<Key>,
         settings: Settings,
-        on_retry: &'a (dyn Fn(&Retry<'_>) + Sync),
+        on_retry: Box<dyn Fn(&Retry<'_>) + Sync + 'a>,
     ) -> Self {
         let idle = settings.concurrency.max(1);
         let config = Agent::config_builder()

@@ -1,17 +1,17 @@
 //! MMLU: one prefill per question, and the letter with the largest logit.
 
-use super::{LOGITS, demand, with_error};
+use super::{LOGITS, demand, endpoint, with_error};
 use crate::cli::eval::MmluArgs;
 use crate::commands::Answer;
-use crate::engine::{Opened, precision_name};
+use crate::engine::{Opened, precision_name, scratch};
 use crate::options::Env;
 use crate::passes;
 use crate::report::{Report, peak_memory, table};
 use crate::units::{count, counted};
 use anyhow::{Context, Result};
-use longshore_eval::mmlu::{self, LETTERS, Mmlu, Prompts, Record, Scores, Selection, Style};
+use longshore_eval::mmlu::{self, Given, LETTERS, Mmlu, Prompts, Record, Row, Scores, Selection, Style};
 use longshore_infer::tokenizer::Tokenizer;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
 pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> Result<Answer> {
@@ -21,6 +21,9 @@ pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> R
     let rows = mmlu::select(&data.test, &selection)?;
     let subjects = rows.iter().map(|row| row.question.subject.as_str());
     let prompts = Prompts::new(style, args.few_shots, &data.dev, subjects)?;
+    if let Some(url) = &args.endpoint.endpoint {
+        return run_at(url, args, style, &data, (&rows, &prompts), env, report);
+    }
     let checkpoint = super::checkpoint(args.checkpoint.as_ref(), env)?;
     let opened = Opened::new(&checkpoint, &args.engine, env, report)?;
     let tokenizer = opened.tokenizer()?;
@@ -33,9 +36,9 @@ pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> R
         hashes.push(prompt.hash());
     }
     let tokens: usize = ids.iter().map(Vec::len).sum();
-    say_plan(args, style, &data, rows.len(), tokens, report);
+    say_plan(args, style, &data, rows.len(), Some(tokens), report);
     if args.dry_run {
-        return dry_run(args, style, &data, (rows.len(), tokens), report);
+        return dry_run(args, style, &data, (rows.len(), Some(tokens)), report);
     }
     let key = opened.pass_key(&args.engine, &ids, &"mmlu")?;
     let precision = precision_name(opened.precision);
@@ -46,20 +49,68 @@ pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> R
     sweep.each_logits(LOGITS, last, |prompt, _, row| {
         logits[prompt] = letters.map(|id| row[id as usize]);
     })?;
-    let mut records = Vec::with_capacity(rows.len());
-    for ((row, hash), logits) in rows.iter().zip(hashes).zip(logits) {
-        records.push(Record::new(*row, hash, logits)?);
+    let given = logits.into_iter().map(Given::Logits);
+    let by = By { tokens: Some(tokens), precision: Some(precision), endpoint: None };
+    let answer = score(args, style, &data, rows.iter().zip(hashes).zip(given), &by, report)?;
+    saver.discard();
+    Ok(answer)
+}
+
+/// The same by a server.
+fn run_at(
+    url: &str,
+    args: &MmluArgs,
+    style: Style,
+    data: &Mmlu,
+    (rows, prompts): (&[Row<'_>], &Prompts),
+    env: &Env,
+    report: &Report,
+) -> Result<Answer> {
+    let (mut texts, mut hashes) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
+    for row in rows {
+        let prompt = prompts.prompt(row.question)?;
+        texts.push(prompt.text());
+        hashes.push(prompt.hash());
     }
+    say_plan(args, style, data, rows.len(), None, report);
+    if args.dry_run {
+        return dry_run(args, style, data, (rows.len(), None), report);
+    }
+    let server = endpoint::Server::new(url, &args.endpoint, env, report)?;
+    let (given, told, saver) = endpoint::letters(&server, &texts, args.top_logprobs, &scratch(&args.engine))?;
+    let by = By { tokens: None, precision: None, endpoint: Some(told) };
+    let answer = score(args, style, data, rows.iter().zip(hashes).zip(given), &by, report)?;
+    saver.discard();
+    Ok(answer)
+}
+
+/// Who answered: the engine, or a server, of which nothing else is known.
+struct By {
+    tokens: Option<usize>,
+    precision: Option<&'static str>,
+    endpoint: Option<Value>,
+}
+
+/// Scores the answers, writes them and says what they come to.
+fn score<'a>(
+    args: &MmluArgs,
+    style: Style,
+    data: &Mmlu,
+    answers: impl Iterator<Item = ((&'a Row<'a>, String), Given)>,
+    by: &By,
+    report: &Report,
+) -> Result<Answer> {
+    let records = answers.map(|((row, hash), given)| Record::new(*row, hash, given));
+    let records = records.collect::<longshore_eval::Result<Vec<Record>>>()?;
     if let Some(path) = &args.per_question {
         let lines = records.iter().map(mmlu::write_record).collect::<longshore_eval::Result<String>>()?;
         std::fs::write(path, lines).with_context(|| format!("writing `{}`", path.display()))?;
     }
-    saver.discard();
     let scores = Scores::of(&records);
     if report.is_json() {
         let fields = json!({
             "task": "mmlu", "style": style, "few_shots": args.few_shots, "fraction": args.fraction, "questions": records.len(),
-            "tokens": tokens, "data_sha256": data.sha256(), "precision": precision, "scores": scores,
+            "tokens": by.tokens, "data_sha256": data.sha256(), "precision": by.precision, "endpoint": by.endpoint, "scores": scores,
             "peak_memory": peak_memory(),
         });
         report.json("eval", &fields)?;
@@ -84,13 +135,12 @@ fn letters(tokenizer: &Tokenizer) -> Result<[u32; 4]> {
     Ok(mmlu::letter_ids([0, 1, 2, 3].map(|i| encoded[i].as_slice()))?)
 }
 
-fn say_plan(args: &MmluArgs, style: Style, data: &Mmlu, questions: usize, tokens: usize, report: &Report) {
-    let text = format!(
-        "{} ({style}, {}), {} tokens",
-        counted(questions as u64, "question"),
-        counted(args.few_shots as u64, "shot"),
-        count(tokens as u64)
-    );
+fn say_plan(args: &MmluArgs, style: Style, data: &Mmlu, questions: usize, tokens: Option<usize>, report: &Report) {
+    let mut text =
+        format!("{} ({style}, {})", counted(questions as u64, "question"), counted(args.few_shots as u64, "shot"));
+    if let Some(tokens) = tokens {
+        text += &format!(", {} tokens", count(tokens as u64));
+    }
     report.status("MMLU", &text);
     for unusual in data.unusual() {
         report.note("Note", &unusual.to_string());
@@ -101,7 +151,7 @@ fn dry_run(
     args: &MmluArgs,
     style: Style,
     data: &Mmlu,
-    (questions, tokens): (usize, usize),
+    (questions, tokens): (usize, Option<usize>),
     report: &Report,
 ) -> Result<Answer> {
     if report.is_json() {
