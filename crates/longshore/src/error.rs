@@ -59,6 +59,9 @@ pub(crate) enum UsageError {
     /// A text to be cut into windows, which are counted in tokens, and no tokenizer.
     #[error("`{}` is a text; there is no tokenizer to cut it into windows with", path.display())]
     NoTokenizerForText { path: PathBuf },
+    /// Flags about a server, and no server.
+    #[error("{} {} no effect without --endpoint", options.join(", "), if options.len() == 1 { "has" } else { "have" })]
+    NoEndpoint { options: Vec<&'static str> },
     /// A variable that should hold a key.
     #[error("`${variable}` {what}")]
     Key { variable: String, what: &'static str },

@@ -32,22 +32,34 @@ pub(crate) struct EndpointArgs {
     #[arg(conflicts_with_all = ["allow_unmapped", "save_every"])]
     pub(crate) endpoint: Option<String>,
     /// The model, as the server names it [default: the only one that it lists]
-    #[arg(long, value_name = "NAME", requires = "endpoint")]
+    #[arg(long, value_name = "NAME")]
     pub(crate) model: Option<String>,
-    /// Requests at a time
-    #[arg(long, value_name = "N", default_value = "16", requires = "endpoint")]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) concurrency: u16,
-    /// Further tries after one that failed for the moment, with growing waits between them
-    #[arg(long, value_name = "N", default_value = "5", requires = "endpoint")]
-    pub(crate) retries: u32,
-    /// Seconds for one try
-    #[arg(long, value_name = "SECONDS", default_value = "120", requires = "endpoint")]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) timeout: u32,
+    /// Requests at a time [default: 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) concurrency: Option<u16>,
+    /// Further tries after one that failed for the moment, with growing waits between them [default: 5]
+    #[arg(long, value_name = "N")]
+    pub(crate) retries: Option<u32>,
+    /// Seconds for one try [default: 120]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) timeout: Option<u32>,
     /// Variable with the key for the server [default: OPENAI_API_KEY, where it is set]
-    #[arg(long, value_name = "NAME", requires = "endpoint")]
+    #[arg(long, value_name = "NAME")]
     pub(crate) api_key_env: Option<String>,
+}
+
+impl EndpointArgs {
+    /// The flags that say nothing without an endpoint. (clap's `requires` forgets them beside a flag that conflicts with it.)
+    pub(crate) fn given(&self) -> Vec<&'static str> {
+        let all = [
+            ("--model", self.model.is_some()),
+            ("--concurrency", self.concurrency.is_some()),
+            ("--retries", self.retries.is_some()),
+            ("--timeout", self.timeout.is_some()),
+            ("--api-key-env", self.api_key_env.is_some()),
+        ];
+        all.into_iter().filter(|&(_, given)| given).map(|(name, _)| name).collect()
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -86,10 +98,9 @@ pub(crate) struct MmluArgs {
     pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) endpoint: EndpointArgs,
-    /// Ask for so many of the most likely tokens, less where the server refuses that
-    #[arg(long, value_name = "N", default_value = "20", requires = "endpoint", help_heading = "Endpoint")]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) top_logprobs: u32,
+    /// Ask for so many of the most likely tokens, less where the server refuses that [default: 20]
+    #[arg(long, value_name = "N", help_heading = "Endpoint", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) top_logprobs: Option<u32>,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]

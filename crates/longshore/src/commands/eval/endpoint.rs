@@ -38,9 +38,9 @@ pub(super) struct Server<'a> {
 impl<'a> Server<'a> {
     pub(super) fn new(url: &str, args: &EndpointArgs, env: &Env, report: &'a Report) -> Result<Self> {
         let settings = Settings {
-            timeout: Duration::from_secs(u64::from(args.timeout)),
-            retries: args.retries,
-            concurrency: usize::from(args.concurrency),
+            timeout: Duration::from_secs(u64::from(args.timeout.unwrap_or(120))),
+            retries: args.retries.unwrap_or(5),
+            concurrency: usize::from(args.concurrency.unwrap_or(16)),
             first_wait: FIRST_WAIT,
         };
         let said = |retry: &Retry<'_>| {
@@ -134,6 +134,15 @@ impl<'a> Server<'a> {
             // Nothing was asked.
             (Ok(()), None) => Err(Error::Invalid(format!("there are no {}s", task.things)).into()),
         }
+    }
+}
+
+/// The server's address, where one is to be asked; else flags about it, and those in `more`, are refused.
+pub(super) fn address<'a>(args: &'a EndpointArgs, more: &[&'static str]) -> Result<Option<&'a str>, UsageError> {
+    let options = [args.given(), more.to_vec()].concat();
+    match &args.endpoint {
+        None if !options.is_empty() => Err(UsageError::NoEndpoint { options }),
+        endpoint => Ok(endpoint.as_deref()),
     }
 }
 

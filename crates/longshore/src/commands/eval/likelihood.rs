@@ -98,7 +98,7 @@ impl Cut {
 }
 
 pub(super) fn perplexity(args: &PplArgs, env: &Env, report: &Report) -> Result<Answer> {
-    if let Some(url) = &args.endpoint.endpoint {
+    if let Some(url) = endpoint::address(&args.endpoint, &[])? {
         return perplexity_at(url, args, env, report);
     }
     let checkpoint = super::checkpoint(args.checkpoint.as_ref(), env)?;

@@ -21,7 +21,8 @@ pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> R
     let rows = mmlu::select(&data.test, &selection)?;
     let subjects = rows.iter().map(|row| row.question.subject.as_str());
     let prompts = Prompts::new(style, args.few_shots, &data.dev, subjects)?;
-    if let Some(url) = &args.endpoint.endpoint {
+    let top = args.top_logprobs.map(|_| "--top-logprobs");
+    if let Some(url) = endpoint::address(&args.endpoint, top.as_slice())? {
         return run_at(url, args, style, &data, (&rows, &prompts), env, report);
     }
     let checkpoint = super::checkpoint(args.checkpoint.as_ref(), env)?;
@@ -77,7 +78,8 @@ fn run_at(
         return dry_run(args, style, data, (rows.len(), None), report);
     }
     let server = endpoint::Server::new(url, &args.endpoint, env, report)?;
-    let (given, told, saver) = endpoint::letters(&server, &texts, args.top_logprobs, &scratch(&args.engine))?;
+    let (given, told, saver) =
+        endpoint::letters(&server, &texts, args.top_logprobs.unwrap_or(20), &scratch(&args.engine))?;
     let by = By { tokens: None, precision: None, endpoint: Some(told) };
     let answer = score(args, style, data, rows.iter().zip(hashes).zip(given), &by, report)?;
     saver.discard();
