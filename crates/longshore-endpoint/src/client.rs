@@ -16,9 +16,9 @@ use ureq::http::{HeaderValue, StatusCode, header};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 /// Longest wait between two tries, whatever the server asks for.
-const LONGEST_WAIT: Duration = Duration::from_secs(600);
+const LONGEST_WAIT: Duration = Duration::from_mins(10);
 /// Longest wait that this side decides on.
-const LONGEST_BACK_OFF: Duration = Duration::from_secs(60);
+const LONGEST_BACK_OFF: Duration = Duration::from_mins(1);
 const MAX_REDIRECTS: usize = 5;
 /// Bytes of an answer that says no.
 const MAX_REFUSAL: u64 = 64 << 10;
@@ -254,9 +254,7 @@ impl<'a> Client<'a> {
                 Failure::Passing(format!("no answer within {} s", self.settings.timeout.as_secs_f64()), None)
             }
             // A certificate that is refused will be again.
-            ureq::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
-                lasting(error.to_string())
-            }
+            ureq::Error::Io(error) if is_tls(error) => lasting(error.to_string()),
             ureq::Error::Io(error) => Failure::Passing(error.to_string(), None),
             ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::Protocol(_) => {
                 Failure::Passing(error.to_string(), None)
@@ -277,6 +275,11 @@ impl<'a> Client<'a> {
             None => text,
         }
     }
+}
+
+/// Whether the handshake failed.
+fn is_tls(error: &std::io::Error) -> bool {
+    matches!(error.get_ref(), Some(inner) if inner.is::<rustls::Error>())
 }
 
 /// The certificates that the system trusts.

@@ -87,9 +87,12 @@ struct Choice {
 /// As OpenAI's completions have it, `top_logprobs`, or as llama.cpp's server answers them, `content`.
 #[derive(Deserialize)]
 struct LogProbs {
-    top_logprobs: Option<Vec<Option<BTreeMap<String, Option<f64>>>>>,
+    top_logprobs: Option<Vec<Option<ByToken>>>,
     content: Option<Vec<Position>>,
 }
+
+/// Log-probabilities by the tokens' text.
+type ByToken = BTreeMap<String, Option<f64>>;
 
 #[derive(Deserialize)]
 struct Position {

@@ -15,7 +15,7 @@ fn answers_come_back_to_the_bit_under_their_key_alone() {
     let folder = tempfile::tempdir().expect("a folder");
     let (mut answers, found, how) = open(folder.path(), "a");
     assert_eq!((found, how), (Vec::new(), None));
-    let values = [-0.1, -1e-17, -1.234_567_890_123_456_7, f64::from(f32::MIN_POSITIVE) * -1.0, -17.055_555_555_555_557];
+    let values = [-0.1, -1e-17, -1.234_567_890_123_456_7, -f64::from(f32::MIN_POSITIVE), -17.055_555_555_555_557];
     for (item, value) in values.iter().enumerate() {
         answers.add(9 - item, &20u32, value).expect("written");
     }

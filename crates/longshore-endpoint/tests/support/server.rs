@@ -108,7 +108,7 @@ impl State {
             };
             match (self.handler)(number, &seen) {
                 Reply::Status(status, headers, body) => {
-                    let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+                    let headers = headers.iter().flat_map(|line| [line.as_str(), "\r\n"]).collect::<String>();
                     let head = format!("HTTP/1.1 {status} X\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
                     stream.write_all((head + &body).as_bytes())?;
                 }

@@ -105,6 +105,7 @@ mod choice {
     #[serde(transparent)]
     struct Letter(#[serde(with = "super::letter")] u8);
 
+    #[expect(clippy::ref_option, reason = "what serde calls")]
     pub(super) fn serialize<S: Serializer>(choice: &Option<u8>, serializer: S) -> Result<S::Ok, S::Error> {
         choice.map(Letter).serialize(serializer)
     }

@@ -11,7 +11,7 @@ use crate::cli::eval::EndpointArgs;
 use crate::error::{Unanswered, UsageError};
 use crate::options::Env;
 use crate::report::Report;
-use crate::units::{count, counted, seconds};
+use crate::units::{count, seconds};
 use anyhow::Result;
 use longshore_ckpt::fs;
 use longshore_endpoint::{Address, Answers, Client, Error, Found, Key, Retry, Settings, ask};
@@ -231,9 +231,4 @@ impl<'a> AnswerSaver<'a> {
 /// What a server refused and was asked instead.
 fn say_lowered(error: &Error, instead: &str, report: &Report) {
     report.note("Lowered", &format!("{instead}, since the server says: {error}"));
-}
-
-/// Of so many, how many.
-fn of(n: usize, noun: &str) -> String {
-    counted(n as u64, noun)
 }

@@ -138,11 +138,9 @@ fn letters(tokenizer: &Tokenizer) -> Result<[u32; 4]> {
 }
 
 fn say_plan(args: &MmluArgs, style: Style, data: &Mmlu, questions: usize, tokens: Option<usize>, report: &Report) {
-    let mut text =
-        format!("{} ({style}, {})", counted(questions as u64, "question"), counted(args.few_shots as u64, "shot"));
-    if let Some(tokens) = tokens {
-        text += &format!(", {} tokens", count(tokens as u64));
-    }
+    let tokens = tokens.map_or_else(String::new, |tokens| format!(", {} tokens", count(tokens as u64)));
+    let (questions, shots) = (counted(questions as u64, "question"), counted(args.few_shots as u64, "shot"));
+    let text = format!("{questions} ({style}, {shots}){tokens}");
     report.status("MMLU", &text);
     for unusual in data.unusual() {
         report.note("Note", &unusual.to_string());

@@ -1,7 +1,8 @@
 //! MMLU's questions, asked of a server: the letters among the most likely next tokens.
 
-use super::{AnswerSaver, Server, Task, of, say_lowered};
+use super::{AnswerSaver, Server, Task, say_lowered};
 use crate::report::Report;
+use crate::units::counted;
 use anyhow::Result;
 use longshore_convert::fingerprint::Fingerprint;
 use longshore_endpoint::letters::{self, Letters, Spelling};
@@ -47,9 +48,14 @@ pub(in crate::commands::eval) fn letters<'a>(
     if absent > 0 {
         let without = match unanswered {
             0 => String::new(),
-            n => format!("; {} without any count{} as wrong", of(n, "question"), if n == 1 { "s" } else { "" }),
+            n => format!(
+                "; {} without any count{} as wrong",
+                counted(n as u64, "question"),
+                if n == 1 { "s" } else { "" }
+            ),
         };
-        let text = format!("{} not among the {} most likely tokens{without}", of(absent, "letter"), asked.how);
+        let text =
+            format!("{} not among the {} most likely tokens{without}", counted(absent as u64, "letter"), asked.how);
         server.report.note("Absent", &text);
     }
     let told = server.told(&json!({

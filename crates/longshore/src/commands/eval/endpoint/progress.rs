@@ -1,7 +1,7 @@
 //! How far a server is with its answers.
 
 use crate::report::{Live, Report};
-use crate::units::{counted, seconds};
+use crate::units::{count, counted, seconds};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
@@ -44,11 +44,13 @@ impl<'a> Progress<'a> {
             self.report.live("");
         }
         let (new, took) = (self.all - self.before, self.started.elapsed().as_secs_f64());
-        let mut text = format!("{} in {}", counted(new as u64, self.things), seconds(took));
-        text += &format!(" ({:.1}/s)", new as f64 / took.max(1e-3));
-        if retried > 0 {
-            text += &format!(", {} repeated", counted(retried, "try").replace("trys", "tries"));
-        }
+        let (asked, rate) = (counted(new as u64, self.things), new as f64 / took.max(1e-3));
+        let repeated = match retried {
+            0 => String::new(),
+            1 => ", 1 try repeated".to_owned(),
+            n => format!(", {} tries repeated", count(n)),
+        };
+        let text = format!("{asked} in {} ({rate:.1}/s){repeated}", seconds(took));
         self.report.status("Asked", &text);
     }
 }
