@@ -88,7 +88,7 @@ fn listed(models: &[String]) -> String {
         return "no model".to_owned();
     }
     let more = if models.len() > SHOWN { ", …" } else { "" };
-    let shown: Vec<&str> = models.iter().take(SHOWN).map(String::as_str).collect();
+    let shown: Vec<String> = models.iter().take(SHOWN).map(|name| name.chars().take(100).collect()).collect();
     format!("{} models: {}{more}", models.len(), shown.join(", "))
 }
 
