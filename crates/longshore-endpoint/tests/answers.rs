@@ -4,8 +4,11 @@ use longshore_ckpt::fs;
 use longshore_endpoint::{Answers, Error};
 use std::path::Path;
 
+/// Questions.
+const ITEMS: usize = 300;
+
 fn open(folder: &Path, key: &str) -> (Answers, Vec<(usize, f64)>, Option<u32>) {
-    let (answers, found) = Answers::open::<u32, f64>(folder, key, 10, |_, x| *x < 0.0).expect("a folder");
+    let (answers, found) = Answers::open::<u32, f64>(folder, key, ITEMS, |_, x| *x < 0.0).expect("a folder");
     let (how, found) = found.map_or((None, Vec::new()), |found| (Some(found.how), found.answers.into_iter().collect()));
     (answers, found, how)
 }
@@ -15,13 +18,14 @@ fn answers_come_back_to_the_bit_under_their_key_alone() {
     let folder = tempfile::tempdir().expect("a folder");
     let (mut answers, found, how) = open(folder.path(), "a");
     assert_eq!((found, how), (Vec::new(), None));
-    let values = [-0.1, -1e-17, -1.234_567_890_123_456_7, -f64::from(f32::MIN_POSITIVE), -17.055_555_555_555_557];
-    for (item, value) in values.iter().enumerate() {
-        answers.add(9 - item, &20u32, value).expect("written");
+    // Of all lengths: a reader that takes a short way is a bit off in some.
+    let values: Vec<f64> = (0..ITEMS).map(|item| -(item as f64 + 1.0).sqrt() / 7.3).collect();
+    for (item, value) in values.iter().enumerate().rev() {
+        answers.add(item, &20u32, value).expect("written");
     }
     drop(answers);
     let (answers, found, how) = open(folder.path(), "a");
-    let want: Vec<_> = values.iter().enumerate().map(|(item, &value)| (9 - item, value)).rev().collect();
+    let want: Vec<_> = values.into_iter().enumerate().collect();
     assert_eq!((found, how), (want, Some(20)));
     assert!(open(folder.path(), "b").1.is_empty());
     let path = answers.path().to_owned();
@@ -37,7 +41,7 @@ fn damaged_torn_and_impossible_lines_are_asked_again() {
         answers.add(item, &5u32, &-1.5).expect("written");
     }
     // Two that cannot be: a number too large, and a value that does not fit.
-    answers.add(10, &5u32, &-1.5).expect("written");
+    answers.add(ITEMS, &5u32, &-1.5).expect("written");
     answers.add(5, &5u32, &1.5).expect("written");
     let path = answers.path().join("answers.jsonl");
     drop(answers);
