@@ -4,15 +4,17 @@
 //! its place. Writing is "create, write forward, commit". Nothing here knows a format. Reads follow symbolic links (the
 //! Hugging Face cache is made of them); writes never do.
 //!
-//! The writing half lives in `write` (one file), `publish` (a folder over another), `locked` (a folder beside a destination)
-//! and `staging` (one that is under construction, with its journal).
+//! The writing half lives in `write` (one file), `publish` (a folder over another), `locked` (a folder beside a destination),
+//! `lines` (a file that grows) and `staging` (one that is under construction, with its journal).
 
+mod lines;
 mod locked;
 mod publish;
 mod scratch;
 mod staging;
 mod write;
 
+pub use lines::LinesFile;
 pub use locked::{LockedFolder, is_held, marked_beside};
 pub use publish::{publish_new, publish_over};
 pub use scratch::ScratchFile;

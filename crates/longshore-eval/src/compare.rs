@@ -16,10 +16,10 @@ pub struct Flip {
     pub index: usize,
     /// The right answer, 0 to 3.
     pub answer: u8,
-    /// The first model's choice.
-    pub first: u8,
-    /// The second model's choice.
-    pub second: u8,
+    /// The first model's choice; `None` where it made none.
+    pub first: Option<u8>,
+    /// The second model's choice, likewise.
+    pub second: Option<u8>,
 }
 
 /// What two lists of answers have in common, and what not.
@@ -81,7 +81,7 @@ pub fn compare(first: &[Record], second: &[Record]) -> Result<Comparison> {
         return Err(Error::Invalid("no questions to compare".into()));
     }
     let accuracy = |records: &[Record]| records.iter().filter(|r| r.correct).count() as f64 / records.len() as f64;
-    let only_second = flips.iter().filter(|flip| flip.second == flip.answer).count();
+    let only_second = flips.iter().filter(|flip| flip.second == Some(flip.answer)).count();
     let only_first = flips.len() - only_second;
     Ok(Comparison {
         questions: differences.len(),

@@ -11,10 +11,10 @@ mod tokens;
 pub use categories::{CATEGORIES, Category, category};
 pub use prompt::{Prompt, Prompts, Style};
 pub use read::{DECODER_THREAD, Form, bundled, read};
-pub use record::{Record, read_records, write_record};
+pub use record::{Given, Record, read_records, write_record};
 pub use score::{CategoryScore, Score, Scores, SubjectScore};
 pub use select::{Row, Selection, select};
-pub use tokens::{Choice, LETTERS, choose, continuations, letter_ids};
+pub use tokens::{Choice, LETTERS, choose, choose_present, continuations, letter_ids};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};

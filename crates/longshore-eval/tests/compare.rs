@@ -1,7 +1,7 @@
 //! Two lists of answers. Reference p-values are those of `scipy.stats.binomtest`.
 
 use longshore_eval::compare::{compare, mcnemar};
-use longshore_eval::mmlu::Record;
+use longshore_eval::mmlu::{Given, Record};
 
 /// A record for each right answer and choice.
 fn records(answers: &[(u8, u8)]) -> Vec<Record> {
@@ -9,7 +9,8 @@ fn records(answers: &[(u8, u8)]) -> Vec<Record> {
         let mut logits = [0.0; 4];
         logits[usize::from(choice)] = 1.0;
         let (subject, prompt_hash) = ("s".to_owned(), "hash".to_owned());
-        Record { subject, index, prompt_hash, logits, choice, answer, correct: choice == answer }
+        let given = Given::Logits(logits);
+        Record { subject, index, prompt_hash, given, choice: Some(choice), answer, correct: choice == answer }
     };
     answers.iter().enumerate().map(record).collect()
 }
@@ -41,7 +42,7 @@ fn flips_both_ways_are_listed_and_counted() {
     second[0].prompt_hash = "other".into();
     let found = compare(&first, &second).unwrap();
     let flips: Vec<_> = found.flips.iter().map(|f| (f.index, f.answer, f.first, f.second)).collect();
-    assert_eq!(flips, [(1, 1, 1, 2), (2, 2, 0, 2), (4, 0, 0, 3)]);
+    assert_eq!(flips, [(1, 1, Some(1), Some(2)), (2, 2, Some(0), Some(2)), (4, 0, Some(0), Some(3))]);
     assert_eq!((found.only_first, found.only_second, found.other_choices, found.other_prompts), (2, 1, 4, 1));
     assert_eq!((found.first, found.second, found.questions), (0.6, 0.4, 5));
     assert!((found.difference + 0.2).abs() < 1e-15);
@@ -74,4 +75,20 @@ fn lists_of_different_questions_are_refused() {
     assert_eq!(error(&twice, &all), "s 0 is twice in one list");
     assert_eq!(error(&all, &twice), "s 0 is twice in one list");
     assert_eq!(error(&[], &[]), "no questions to compare");
+}
+
+#[test]
+fn log_probabilities_are_compared_with_logits() {
+    let local = records(&[(0, 0), (1, 1), (2, 2)]);
+    let mut served = local.clone();
+    for record in &mut served {
+        record.given = Given::LogProbs([Some(-3.0), None, Some(-2.0), None]);
+        record.choice = Some(2);
+        record.correct = record.answer == 2;
+    }
+    (served[1].given, served[1].choice) = (Given::LogProbs([None; 4]), None);
+    let found = compare(&local, &served).unwrap();
+    let flips: Vec<_> = found.flips.iter().map(|f| (f.index, f.first, f.second)).collect();
+    assert_eq!(flips, [(0, Some(0), Some(2)), (1, Some(1), None)]);
+    assert_eq!((found.only_first, found.only_second, found.other_choices), (2, 0, 2));
 }

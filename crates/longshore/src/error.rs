@@ -59,6 +59,18 @@ pub(crate) enum UsageError {
     /// A tokenizer with more tokens than the model.
     #[error("the tokenizer in `{}` has {tokens} tokens, the model {vocab}", path.display())]
     TokenizerSize { path: PathBuf, tokens: u64, vocab: u64 },
+    /// A text to be cut into windows, which are counted in tokens, and no tokenizer.
+    #[error("`{}` is a text; there is no tokenizer to cut it into windows with", path.display())]
+    NoTokenizerForText { path: PathBuf },
+    /// Flags about a server, and no server.
+    #[error("{} {} no effect without --endpoint", options.join(", "), if options.len() == 1 { "has" } else { "have" })]
+    NoEndpoint { options: Vec<&'static str> },
+    /// A variable that should hold a key.
+    #[error("`${variable}` {what}")]
+    Key { variable: String, what: &'static str },
+    /// A server with no model, or a choice of them.
+    #[error("`{url}` lists {}", listed(.models))]
+    Models { url: String, models: Vec<String> },
     /// A field of the config that an option asks for.
     #[error("the config does not say `{field}`")]
     NotInConfig { field: &'static str },
@@ -70,6 +82,26 @@ fn in_cache(cache: Option<&PathBuf>) -> String {
 
 fn matching(glob: Option<&String>) -> String {
     glob.map(|glob| format!(": none matches `{glob}`")).unwrap_or_default()
+}
+
+/// Names of models, as many as fit a message.
+fn listed(models: &[String]) -> String {
+    const SHOWN: usize = 20;
+    if models.is_empty() {
+        return "no model".to_owned();
+    }
+    let more = if models.len() > SHOWN { ", …" } else { "" };
+    let shown: Vec<String> = models.iter().take(SHOWN).map(|name| name.chars().take(100).collect()).collect();
+    format!("{} models: {}{more}", models.len(), shown.join(", "))
+}
+
+/// A server's failure after some answers.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}; {saved} of {all} answers are saved")]
+pub(crate) struct Unanswered {
+    pub(crate) error: longshore_endpoint::Error,
+    pub(crate) saved: usize,
+    pub(crate) all: usize,
 }
 
 /// Whether the reader of stdout went away.

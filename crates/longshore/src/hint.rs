@@ -1,9 +1,10 @@
 //! Advice for errors: what to do, apart from what is wrong.
 
 use crate::calibration::CalibrationError;
-use crate::error::UsageError;
+use crate::error::{Unanswered, UsageError};
 use longshore_ckpt::Error as Checkpoint;
 use longshore_convert::{Error, Problem};
+use longshore_endpoint::Error as Endpoint;
 use longshore_infer::chat::ChatError;
 use longshore_infer::error::Error as Engine;
 use std::io::ErrorKind;
@@ -33,6 +34,13 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
     }
     if let Some(error) = error.downcast_ref() {
         return chat(error);
+    }
+    if let Some(error) = error.downcast_ref() {
+        return endpoint(error);
+    }
+    if let Some(Unanswered { error, .. }) = error.downcast_ref() {
+        let go_on = "the same command goes on with the others";
+        return Some(endpoint(error).map_or_else(|| go_on.to_owned(), |hint| format!("{hint}; {go_on}")));
     }
     if let Some(error) = error.downcast_ref::<CalibrationError>() {
         return error.hint().map(str::to_owned);
@@ -69,7 +77,26 @@ fn usage(error: &UsageError) -> Option<String> {
         UsageError::NoTokenizer { .. } => {
             "`--tokenizer DIR` names a folder with one; `--prompt-ids 1,17,42` needs none".into()
         }
+        UsageError::NoTokenizerForText { .. } => {
+            "`--tokenizer DIR` names a folder with the model's; JSON lines of token ids need none".into()
+        }
+        UsageError::Models { models, .. } if !models.is_empty() => "`--model NAME` names one".into(),
         UsageError::TokenizerSize { .. } => "`--tokenizer DIR` names the folder of the model's own".into(),
+        _ => return None,
+    })
+}
+
+fn endpoint(error: &Endpoint) -> Option<String> {
+    Some(match error {
+        Endpoint::Refused { status: 401 | 403, .. } => {
+            "the key is read from $OPENAI_API_KEY, or the variable that --api-key-env names".into()
+        }
+        Endpoint::Refused { status: 404, .. } => {
+            "--endpoint takes the base of the server's addresses, e.g. http://host:8000/v1, and --model one of its models".into()
+        }
+        Endpoint::GaveUp { .. } => {
+            "is the server up? --timeout SECONDS, --retries N and --concurrency N say how it is asked".into()
+        }
         _ => return None,
     })
 }

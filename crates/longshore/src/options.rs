@@ -63,6 +63,11 @@ impl Env {
         })
     }
 
+    /// What no message may show; the error is that it is not UTF-8.
+    pub(crate) fn secret(&self, name: &str) -> Option<Result<&str, ()>> {
+        self.0.get(&OsString::from(name)).map(|value| value.to_str().ok_or(()))
+    }
+
     fn positive(&self, name: &'static str) -> Result<Option<u64>, UsageError> {
         let Some(text) = self.text(name)? else { return Ok(None) };
         extra_args::parse_positive(&format!("${name}"), text).map(Some)

@@ -1,9 +1,10 @@
 //! What was answered to each question, in JSON lines: enough for another program to compute the scores again.
 
-use super::{LETTERS, Row, choose};
+use super::{Choice, LETTERS, Row, choose, choose_present};
 use crate::{Error, Problems, Result};
 use longshore_ckpt::fs;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::Path;
 
 /// One question's result.
@@ -15,36 +16,103 @@ pub struct Record {
     pub index: usize,
     /// The SHA-256 of the prompt's text.
     pub prompt_hash: String,
-    /// The logits of A, B, C and D.
-    pub logits: [f32; 4],
-    /// The choice, 0 to 3; a letter in files.
-    #[serde(with = "letter")]
-    pub choice: u8,
-    /// The right answer, likewise.
+    /// What the letters got.
+    #[serde(flatten)]
+    pub given: Given,
+    /// The choice, 0 to 3; a letter in files. `None` where no letter got anything, which is a wrong answer.
+    #[serde(with = "choice")]
+    pub choice: Option<u8>,
+    /// The right answer, a letter too.
     #[serde(with = "letter")]
     pub answer: u8,
     /// Whether they are the same.
     pub correct: bool,
 }
 
-impl Record {
-    /// Scores the logits that a question got.
-    pub fn new(row: Row<'_>, prompt_hash: String, logits: [f32; 4]) -> Result<Self> {
-        let choice = choose(logits)?.choice;
-        let answer = row.question.answer;
-        let subject = row.question.subject.clone();
-        Ok(Self { subject, index: row.index, prompt_hash, logits, choice, answer, correct: choice == answer })
+/// What A, B, C and D got: a field of its name in files.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Given {
+    /// Logits: of a model whose whole output is known.
+    Logits([f32; 4]),
+    /// Log-probabilities in nats: of a server that names the most likely tokens. A letter that is not among them is `None`,
+    /// `null` in files.
+    LogProbs([Option<f64>; 4]),
+}
+
+impl fmt::Display for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Logits(logits) => write!(f, "the logits {logits:?}"),
+            Self::LogProbs(log_probs) => {
+                let shown = log_probs.map(|x| x.map_or_else(|| "null".to_owned(), |x| x.to_string()));
+                write!(f, "the log-probabilities [{}]", shown.join(", "))
+            }
+        }
+    }
+}
+
+impl From<[f32; 4]> for Given {
+    fn from(logits: [f32; 4]) -> Self {
+        Self::Logits(logits)
+    }
+}
+
+impl Given {
+    /// The choice among what is there.
+    fn choose(&self) -> Result<Option<Choice>> {
+        match self {
+            Self::Logits(logits) => choose(*logits).map(Some),
+            Self::LogProbs(log_probs) => choose_present(*log_probs),
+        }
     }
 
-    /// Whether several logits were the largest.
+    /// Letters of which nothing is known.
+    pub fn absent(&self) -> usize {
+        match self {
+            Self::Logits(_) => 0,
+            Self::LogProbs(log_probs) => log_probs.iter().filter(|x| x.is_none()).count(),
+        }
+    }
+}
+
+impl Record {
+    /// Scores what the letters of a question got.
+    pub fn new(row: Row<'_>, prompt_hash: String, given: impl Into<Given>) -> Result<Self> {
+        let given = given.into();
+        let choice = given.choose()?.map(|choice| choice.choice);
+        let answer = row.question.answer;
+        let subject = row.question.subject.clone();
+        Ok(Self { subject, index: row.index, prompt_hash, given, choice, answer, correct: choice == Some(answer) })
+    }
+
+    /// Whether several letters got the most.
     pub(super) fn tied(&self) -> bool {
-        choose(self.logits).is_ok_and(|choice| choice.tied)
+        self.given.choose().is_ok_and(|choice| choice.is_some_and(|choice| choice.tied))
     }
 }
 
 /// The letter of a choice.
 fn name(choice: u8) -> &'static str {
     LETTERS[usize::from(choice) % LETTERS.len()]
+}
+
+/// Choices that may be none, as letters or null.
+mod choice {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(transparent)]
+    struct Letter(#[serde(with = "super::letter")] u8);
+
+    #[expect(clippy::ref_option, reason = "what serde calls")]
+    pub(super) fn serialize<S: Serializer>(choice: &Option<u8>, serializer: S) -> Result<S::Ok, S::Error> {
+        choice.map(Letter).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {
+        Ok(Option::<Letter>::deserialize(deserializer)?.map(|Letter(choice)| choice))
+    }
 }
 
 /// Choices as letters.
@@ -83,19 +151,16 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>> {
             continue;
         }
         match serde_json::from_slice::<Record>(text) {
-            Ok(r) if !choose(r.logits).is_ok_and(|c| c.choice == r.choice) => {
-                problems.add(path, line, format!("choice {} is not that of the logits {:?}", name(r.choice), r.logits));
+            Ok(r) if !r.given.choose().is_ok_and(|c| c.map(|c| c.choice) == r.choice) => {
+                let choice = r.choice.map_or("null", name);
+                problems.add(path, line, format!("choice {choice} is not that of {}", r.given));
             }
-            Ok(r) if r.correct != (r.choice == r.answer) => {
+            Ok(r) if r.correct != (r.choice == Some(r.answer)) => {
+                let (choice, answer) = (r.choice.map_or("none", name), name(r.answer));
                 problems.add(
                     path,
                     line,
-                    format!(
-                        "`correct` is {}, but {} was chosen and {} is right",
-                        r.correct,
-                        name(r.choice),
-                        name(r.answer)
-                    ),
+                    format!("`correct` is {}, but {choice} was chosen and {answer} is right", r.correct),
                 );
             }
             Ok(r) => records.push(r),

@@ -65,7 +65,20 @@ pub fn choose(logits: [f32; 4]) -> Result<Choice> {
     if let Some((letter, x)) = LETTERS.iter().zip(logits).find(|(_, x)| !x.is_finite()) {
         return Err(Error::Invalid(format!("the logit of {letter} is {x}")));
     }
-    let largest = logits.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    let mut best = (0..4u8).zip(logits).filter(|&(_, x)| x == largest).map(|(i, _)| i);
-    Ok(Choice { choice: best.next().unwrap_or_default(), tied: best.next().is_some() })
+    let none = || Error::Invalid("there are no logits".into());
+    largest(logits.map(|x| Some(f64::from(x)))).ok_or_else(none)
+}
+
+/// The choice among the log-probabilities of those letters that have one; none if no letter has. What is not finite is refused.
+pub fn choose_present(log_probs: [Option<f64>; 4]) -> Result<Option<Choice>> {
+    if let Some((letter, Some(x))) = LETTERS.iter().zip(log_probs).find(|(_, x)| x.is_some_and(|x| !x.is_finite())) {
+        return Err(Error::Invalid(format!("the log-probability of {letter} is {x}")));
+    }
+    Ok(largest(log_probs))
+}
+
+fn largest(scores: [Option<f64>; 4]) -> Option<Choice> {
+    let largest = scores.into_iter().flatten().reduce(f64::max)?;
+    let mut best = (0..4u8).zip(scores).filter(|&(_, x)| x == Some(largest)).map(|(i, _)| i);
+    Some(Choice { choice: best.next()?, tied: best.next().is_some() })
 }

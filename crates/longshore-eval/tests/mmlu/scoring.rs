@@ -1,7 +1,9 @@
 //! Letters, accuracies, errors.
 
 use super::{published, question};
-use longshore_eval::mmlu::{self, CATEGORIES, Category, Record, Row, Scores, category, choose, continuations, letter_ids};
+use longshore_eval::mmlu::{
+    self, CATEGORIES, Category, Given, Record, Row, Scores, category, choose, continuations, letter_ids,
+};
 
 fn records(counts: &[(&str, usize, usize)]) -> Vec<Record> {
     let mut records = Vec::new();
@@ -123,7 +125,7 @@ fn records_survive_a_file_and_must_not_contradict_themselves() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("records.jsonl");
     let mut written = records(&[("anatomy", 1, 2)]);
-    written[0].logits = [0.1, -1e-30, f32::MIN_POSITIVE, -3.402_823_5e38];
+    written[0].given = Given::Logits([0.1, -1e-30, f32::MIN_POSITIVE, -3.402_823_5e38]);
     let lines: String = written.iter().map(|r| mmlu::write_record(r).unwrap()).collect();
     std::fs::write(&path, &lines).unwrap();
     assert_eq!(mmlu::read_records(&path).unwrap(), written);
@@ -150,6 +152,46 @@ fn records_survive_a_file_and_must_not_contradict_themselves() {
 #[test]
 fn ties_are_counted() {
     let mut list = records(&[("anatomy", 1, 3)]);
-    list[1].logits = [1.0, 1.0, 0.0, 0.0];
-    assert_eq!(Scores::of(&list).ties, 1);
+    list[1].given = Given::Logits([1.0, 1.0, 0.0, 0.0]);
+    list[2].given = Given::LogProbs([None, Some(-1.0), Some(-1.0), Some(-2.0)]);
+    assert_eq!(Scores::of(&list).ties, 2);
+}
+
+#[test]
+fn absent_letters_are_null_and_only_the_others_are_chosen_from() {
+    let local = records(&[("anatomy", 1, 2)]);
+    let asked = question("anatomy", "?", ["a", "b", "c", "d"], 3);
+    let record = |log_probs: [Option<f64>; 4]| {
+        Record::new(Row { question: &asked, index: 0 }, "hash".into(), Given::LogProbs(log_probs)).unwrap()
+    };
+    let some = record([None, Some(-1.5), None, Some(-0.25)]);
+    assert_eq!((some.choice, some.correct, some.given.absent()), (Some(3), true, 2));
+    let none = record([None; 4]);
+    assert_eq!((none.choice, none.correct, none.given.absent()), (None, false, 4));
+    assert_eq!(local[0].given.absent(), 0);
+
+    let lines = [&some, &none, &local[0]].map(|r| mmlu::write_record(r).unwrap());
+    assert!(
+        lines[0].contains(r#""logprobs":[null,-1.5,null,-0.25],"choice":"D","answer":"D","correct":true"#),
+        "{}",
+        lines[0]
+    );
+    assert!(lines[1].contains(r#""logprobs":[null,null,null,null],"choice":null,"#), "{}", lines[1]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("records.jsonl");
+    std::fs::write(&path, lines.concat()).unwrap();
+    assert_eq!(mmlu::read_records(&path).unwrap(), [some, none, local[0].clone()]);
+
+    let bad =
+        [lines[0].replace("\"choice\":\"D\"", "\"choice\":null"), lines[1].replace("null,\"answer", "\"A\",\"answer")];
+    std::fs::write(&path, bad.concat()).unwrap();
+    let error = mmlu::read_records(&path).unwrap_err().to_string();
+    for what in
+        [":1: choice null is not that of the log-probabilities [null, -1.5, null, -0.25]", ":2: choice A is not"]
+    {
+        assert!(error.contains(what), "{error}");
+    }
+    assert!(
+        Record::new(Row { question: &asked, index: 0 }, String::new(), Given::LogProbs([Some(f64::NAN); 4])).is_err()
+    );
 }

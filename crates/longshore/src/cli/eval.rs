@@ -21,10 +21,52 @@ pub(crate) enum EvalTask {
     Kl(KlArgs),
 }
 
+/// A server that scores in the engine's place.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Endpoint")]
+pub(crate) struct EndpointArgs {
+    /// Ask a server with OpenAI's completions, e.g. http://host:8000/v1, instead of running the checkpoint; the engine's flags
+    /// do not go with it, but for --scratch, where answers are saved
+    #[arg(long, value_name = "URL")]
+    #[arg(conflicts_with_all = ["precision", "threads", "memory", "base", "dt_min", "batch_tokens", "weights"])]
+    #[arg(conflicts_with_all = ["allow_unmapped", "save_every"])]
+    pub(crate) endpoint: Option<String>,
+    /// The model, as the server names it [default: the only one that it lists]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// Requests at a time [default: 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) concurrency: Option<u16>,
+    /// Further tries after one that failed for the moment, with growing waits between them [default: 5]
+    #[arg(long, value_name = "N")]
+    pub(crate) retries: Option<u32>,
+    /// Seconds for one try [default: 120]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) timeout: Option<u32>,
+    /// Variable with the key for the server [default: OPENAI_API_KEY, where it is set]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) api_key_env: Option<String>,
+}
+
+impl EndpointArgs {
+    /// The flags that say nothing without an endpoint. (clap's `requires` forgets them beside a flag that conflicts with it.)
+    pub(crate) fn given(&self) -> Vec<&'static str> {
+        let all = [
+            ("--model", self.model.is_some()),
+            ("--concurrency", self.concurrency.is_some()),
+            ("--retries", self.retries.is_some()),
+            ("--timeout", self.timeout.is_some()),
+            ("--api-key-env", self.api_key_env.is_some()),
+        ];
+        all.into_iter().filter(|&(_, given)| given).map(|(name, _)| name).collect()
+    }
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(mut_arg("tokenizer", |arg| arg.conflicts_with("endpoint")))]
 pub(crate) struct MmluArgs {
     /// Checkpoint: a folder, or `org/name` from the Hugging Face cache [env: MLM_MODEL_CKPT, else HF_MODEL_CKPT]
-    #[arg(value_name = "CKPT")]
+    #[arg(value_name = "CKPT", conflicts_with = "endpoint")]
     pub(crate) checkpoint: Option<PathBuf>,
     /// The data set: a folder with JSON lines, CSV or parquet files as published, a file of JSON lines with the test questions, or
     /// `org/name` from the Hugging Face cache; `bundled` stands for a few easy questions of our own [env: MMLU_DATASET,
@@ -59,6 +101,11 @@ pub(crate) struct MmluArgs {
     #[arg(long)]
     pub(crate) no_prefix_reuse: bool,
     #[command(flatten)]
+    pub(crate) endpoint: EndpointArgs,
+    /// Ask for so many of the most likely tokens, less where the server refuses that [default: 20]
+    #[arg(long, value_name = "N", help_heading = "Endpoint", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) top_logprobs: Option<u32>,
+    #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]
     pub(crate) save: SaveArgs,
@@ -90,11 +137,14 @@ pub(crate) struct WindowArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct PplArgs {
-    /// Checkpoint: a folder, or `org/name` from the Hugging Face cache [env: MLM_MODEL_CKPT, else HF_MODEL_CKPT]
+    /// Checkpoint: a folder, or `org/name` from the Hugging Face cache [env: MLM_MODEL_CKPT, else HF_MODEL_CKPT]; with --endpoint
+    /// its tokenizer alone is used
     #[arg(value_name = "CKPT")]
     pub(crate) checkpoint: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) windows: WindowArgs,
+    #[command(flatten)]
+    pub(crate) endpoint: EndpointArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]

@@ -1,5 +1,6 @@
 //! `longshore eval`: scores of a checkpoint.
 
+mod endpoint;
 mod likelihood;
 mod mmlu;
 

@@ -1,9 +1,11 @@
 //! What the true tokens of a text and the distributions over the next one tell: perplexity of one checkpoint, divergence of two.
 
-use super::{LOGITS, with_error};
+use super::{LOGITS, endpoint, with_error};
 use crate::cli::eval::{KlArgs, PplArgs, WindowArgs};
 use crate::commands::Answer;
-use crate::engine::{Opened, precision_name};
+use crate::engine::{Opened, precision_name, scratch};
+use crate::error::UsageError;
+use crate::locate;
 use crate::options::Env;
 use crate::passes;
 use crate::report::{Report, peak_memory, table};
@@ -14,7 +16,8 @@ use longshore_eval::perplexity::{Perplexity, Windowing, log_probs, nll};
 use longshore_eval::text::{self, Text};
 use longshore_infer::schedule::Schedule;
 use longshore_infer::sweep::each_pair;
-use serde_json::json;
+use longshore_infer::tokenizer::Tokenizer;
+use serde_json::{Value, json};
 use std::ops::Range;
 
 /// Windows over what is read.
@@ -29,15 +32,30 @@ struct Cut {
 
 impl Cut {
     fn of(args: &WindowArgs, opened: &Opened) -> Result<Self> {
+        let check = |line: usize, ids: &[u32]| Ok(opened.check_ids(line, ids)?);
+        Self::with(args, opened.tokenizer(), check)
+    }
+
+    /// With a tokenizer, or the reason why there is none, and a check of every stream.
+    fn with(
+        args: &WindowArgs,
+        tokenizer: Result<&Tokenizer, UsageError>,
+        check: impl Fn(usize, &[u32]) -> Result<()>,
+    ) -> Result<Self> {
+        // What the tokenizer's own rules put before any text.
+        let begin_of_text = match &tokenizer {
+            Ok(tokenizer) => tokenizer.encode("", true)?.first().copied(),
+            Err(_) => None,
+        };
         let (streams, length) = match text::read(&args.data)? {
             Text::Plain(text) => {
                 let units = [text.split_whitespace().count() as u64, text.len() as u64];
-                (vec![opened.tokenizer()?.encode(&text, true)?], Some(units))
+                (vec![tokenizer?.encode(&text, true)?], Some(units))
             }
             Text::Ids(lines) => (lines, None),
         };
         for (line, ids) in streams.iter().enumerate() {
-            opened.check_ids(line, ids)?;
+            check(line, ids)?;
         }
         let (ids_given, ctx) = (length.is_none(), args.ctx);
         let windowing = match (args.stride, args.llama_cpp) {
@@ -45,11 +63,6 @@ impl Cut {
             (None, true) => Windowing::LlamaCpp { length: ctx },
             (None, false) if ids_given => Windowing::Strided { length: ctx, stride: ctx },
             (None, false) => Windowing::Whole { length: ctx },
-        };
-        // What the tokenizer's own rules put before any text.
-        let begin_of_text = match &opened.tokenizer {
-            Some(tokenizer) => tokenizer.encode("", true)?.first().copied(),
-            None => None,
         };
         let mut cut = Self { prompts: Vec::new(), scored: Vec::new(), windowing, units: None };
         let (mut scored, mut tokens) = (0, 0);
@@ -91,6 +104,9 @@ impl Cut {
 }
 
 pub(super) fn perplexity(args: &PplArgs, env: &Env, report: &Report) -> Result<Answer> {
+    if let Some(url) = endpoint::address(&args.endpoint, &[])? {
+        return perplexity_at(url, args, env, report);
+    }
     let checkpoint = super::checkpoint(args.checkpoint.as_ref(), env)?;
     let opened = Opened::new(&checkpoint, &args.engine, env, report)?;
     let cut = Cut::of(&args.windows, &opened)?;
@@ -120,16 +136,50 @@ pub(super) fn perplexity(args: &PplArgs, env: &Env, report: &Report) -> Result<A
     if let Some(error) = failed {
         return Err(error.into());
     }
+    say_perplexity(&cut, &windows, (Some(precision), None), report)?;
+    saver.discard();
+    Ok(Answer::Yes)
+}
+
+/// The same by a server, of whose model at most the tokenizer is here.
+fn perplexity_at(url: &str, args: &PplArgs, env: &Env, report: &Report) -> Result<Answer> {
+    let cut = match (&args.engine.tokenizer, &args.checkpoint) {
+        (None, Some(checkpoint)) => Cut::of(&args.windows, &Opened::new(checkpoint, &args.engine, env, report)?)?,
+        (folder, _) => {
+            let folder = folder.as_ref().map(|folder| locate::checkpoint(folder, env)).transpose()?;
+            let tokenizer = folder.as_ref().map_or(Ok(None), |folder| Tokenizer::load(folder))?;
+            if let (Some(path), None) = (folder, &tokenizer) {
+                return Err(UsageError::NoTokenizer { path }.into());
+            }
+            let none = || UsageError::NoTokenizerForText { path: args.windows.data.clone() };
+            Cut::with(&args.windows, tokenizer.as_ref().ok_or_else(none), |_, _| Ok(()))?
+        }
+    };
+    cut.say(report);
+    let server = endpoint::Server::new(url, &args.endpoint, env, report)?;
+    let (windows, told, saver) = endpoint::likelihoods(&server, &cut.prompts, &cut.scored, &scratch(&args.engine))?;
+    say_perplexity(&cut, &windows, (None, Some(told)), report)?;
+    saver.discard();
+    Ok(Answer::Yes)
+}
+
+/// What the windows' log-likelihoods come to; `by` are the engine's precision or the server.
+fn say_perplexity(
+    cut: &Cut,
+    windows: &[Vec<f64>],
+    (precision, endpoint): (Option<&str>, Option<Value>),
+    report: &Report,
+) -> Result<()> {
     let mut perplexity = Perplexity::default();
-    for window in &windows {
+    for window in windows {
         perplexity.add_window(window)?;
     }
-    saver.discard();
     let [words, bytes] = cut.units.map_or([None; 2], |units| units.map(Some));
     let figures = perplexity.figures(words, bytes);
     if report.is_json() {
         let fields = json!({
-            "task": "ppl", "windowing": cut.windowing, "precision": precision, "figures": figures, "peak_memory": peak_memory(),
+            "task": "ppl", "windowing": cut.windowing, "precision": precision, "endpoint": endpoint, "figures": figures,
+            "peak_memory": peak_memory(),
         });
         report.json("eval", &fields)?;
     } else if let Some(f) = figures {
@@ -143,7 +193,7 @@ pub(super) fn perplexity(args: &PplArgs, env: &Env, report: &Report) -> Result<A
         rows.extend(f.bits_per_byte.map(|x| vec!["bits a byte".to_owned(), with_error(x, f.bits_per_byte_error, 5)]));
         report.data(&table(&rows, &[]))?;
     }
-    Ok(Answer::Yes)
+    Ok(())
 }
 
 pub(super) fn divergence(args: &KlArgs, env: &Env, report: &Report) -> Result<Answer> {

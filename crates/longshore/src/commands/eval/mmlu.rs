@@ -1,19 +1,19 @@
 //! MMLU: one prefill per question, and the letter with the largest logit.
 
-use super::{LOGITS, with_error};
+use super::{LOGITS, endpoint, with_error};
 use crate::cli::eval::MmluArgs;
 use crate::commands::Answer;
-use crate::engine::{Opened, precision_name};
+use crate::engine::{Opened, precision_name, scratch};
 use crate::locate;
 use crate::options::Env;
 use crate::passes;
 use crate::report::{Report, peak_memory, table};
 use crate::units::{count, counted};
 use anyhow::{Context, Result};
-use longshore_eval::mmlu::{self, LETTERS, Mmlu, Prompts, Record, Scores, Selection, Style};
+use longshore_eval::mmlu::{self, Given, LETTERS, Mmlu, Prompts, Record, Row, Scores, Selection, Style};
 use longshore_infer::schedule::Schedule;
 use longshore_infer::tokenizer::Tokenizer;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
 pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> Result<Answer> {
@@ -26,6 +26,10 @@ pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> R
     let rows = mmlu::select(&data.test, &selection)?;
     let subjects = rows.iter().map(|row| row.question.subject.as_str());
     let prompts = Prompts::new(style, args.few_shots, &data.dev, subjects)?;
+    let top = args.top_logprobs.map(|_| "--top-logprobs");
+    if let Some(url) = endpoint::address(&args.endpoint, top.as_slice())? {
+        return run_at(url, args, style, &data, (&rows, &prompts), env, report);
+    }
     let checkpoint = super::checkpoint(args.checkpoint.as_ref(), env)?;
     let opened = Opened::new(&checkpoint, &args.engine, env, report)?;
     let tokenizer = opened.tokenizer()?;
@@ -41,10 +45,9 @@ pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> R
     let schedule =
         if args.no_prefix_reuse { Schedule::whole(&ids, batch_tokens) } else { Schedule::shared(&ids, batch_tokens) };
     let tokens: usize = ids.iter().map(Vec::len).sum();
-    say_plan(args, style, &data, rows.len(), (tokens, schedule.rows()), report);
+    say_plan(args, style, &data, rows.len(), Some((tokens, schedule.rows())), report);
     let key = opened.pass_key(&args.engine, &ids, &("mmlu", args.no_prefix_reuse))?;
     let precision = precision_name(opened.precision);
-    let computed = schedule.rows();
     let loaded = opened.load(&args.engine, schedule.demand(LOGITS), 1, report)?;
     if args.dry_run {
         let plan = passes::estimate(&loaded, (&ids, &schedule), (ids.len(), LOGITS), report)?;
@@ -63,20 +66,76 @@ pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> R
     sweep.each_logits(LOGITS, last, |prompt, _, row| {
         logits[prompt] = letters.map(|id| row[id as usize]);
     })?;
-    let mut records = Vec::with_capacity(rows.len());
-    for ((row, hash), logits) in rows.iter().zip(hashes).zip(logits) {
-        records.push(Record::new(*row, hash, logits)?);
+    let given = logits.into_iter().map(Given::Logits);
+    let by = By { tokens: Some(tokens), precision: Some(precision), endpoint: None };
+    let answer = score(args, style, &data, rows.iter().zip(hashes).zip(given), &by, report)?;
+    saver.discard();
+    Ok(answer)
+}
+
+/// The same by a server.
+fn run_at(
+    url: &str,
+    args: &MmluArgs,
+    style: Style,
+    data: &Mmlu,
+    (rows, prompts): (&[Row<'_>], &Prompts),
+    env: &Env,
+    report: &Report,
+) -> Result<Answer> {
+    let (mut texts, mut hashes) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
+    for row in rows {
+        let prompt = prompts.prompt(row.question)?;
+        texts.push(prompt.text());
+        hashes.push(prompt.hash());
     }
+    say_plan(args, style, data, rows.len(), None, report);
+    if args.dry_run {
+        if report.is_json() {
+            let fields = json!({
+                "task": "mmlu", "dry_run": true, "style": style, "few_shots": args.few_shots, "questions": rows.len(),
+                "data_sha256": data.sha256(),
+            });
+            report.json("eval", &fields)?;
+        }
+        return Ok(Answer::Yes);
+    }
+    let server = endpoint::Server::new(url, &args.endpoint, env, report)?;
+    let (given, told, saver) =
+        endpoint::letters(&server, &texts, args.top_logprobs.unwrap_or(20), &scratch(&args.engine))?;
+    let by = By { tokens: None, precision: None, endpoint: Some(told) };
+    let answer = score(args, style, data, rows.iter().zip(hashes).zip(given), &by, report)?;
+    saver.discard();
+    Ok(answer)
+}
+
+/// Who answered: the engine, or a server, of which nothing else is known.
+struct By {
+    tokens: Option<usize>,
+    precision: Option<&'static str>,
+    endpoint: Option<Value>,
+}
+
+/// Scores the answers, writes them and says what they come to.
+fn score<'a>(
+    args: &MmluArgs,
+    style: Style,
+    data: &Mmlu,
+    answers: impl Iterator<Item = ((&'a Row<'a>, String), Given)>,
+    by: &By,
+    report: &Report,
+) -> Result<Answer> {
+    let records = answers.map(|((row, hash), given)| Record::new(*row, hash, given));
+    let records = records.collect::<longshore_eval::Result<Vec<Record>>>()?;
     if let Some(path) = &args.per_question {
         let lines = records.iter().map(mmlu::write_record).collect::<longshore_eval::Result<String>>()?;
         std::fs::write(path, lines).with_context(|| format!("writing `{}`", path.display()))?;
     }
-    saver.discard();
     let scores = Scores::of(&records);
     if report.is_json() {
         let fields = json!({
             "task": "mmlu", "style": style, "few_shots": args.few_shots, "fraction": args.fraction, "questions": records.len(),
-            "tokens": tokens, "computed_tokens": computed, "data_sha256": data.sha256(), "precision": precision, "scores": scores,
+            "tokens": by.tokens, "data_sha256": data.sha256(), "precision": by.precision, "endpoint": by.endpoint, "scores": scores,
             "peak_memory": peak_memory(),
         });
         report.json("eval", &fields)?;
@@ -106,16 +165,14 @@ fn say_plan(
     style: Style,
     data: &Mmlu,
     questions: usize,
-    (tokens, computed): (usize, usize),
+    tokens: Option<(usize, usize)>,
     report: &Report,
 ) {
-    let text = format!(
-        "{} ({style}, {}), {} tokens, {} to compute",
-        counted(questions as u64, "question"),
-        counted(args.few_shots as u64, "shot"),
-        count(tokens as u64),
-        count(computed as u64),
-    );
+    let tokens = tokens.map_or_else(String::new, |(all, computed)| {
+        format!(", {} tokens, {} to compute", count(all as u64), count(computed as u64))
+    });
+    let (questions, shots) = (counted(questions as u64, "question"), counted(args.few_shots as u64, "shot"));
+    let text = format!("{questions} ({style}, {shots}){tokens}");
     report.status("MMLU", &text);
     for unusual in data.unusual() {
         report.note("Note", &unusual.to_string());
