@@ -12,6 +12,7 @@ pub use categories::{CATEGORIES, Category, category};
 pub use prompt::{Prompt, Prompts, Style};
 pub use read::{Form, bundled, read};
 pub use record::{Record, read_records, write_record};
+pub(crate) use record::{check_records, parse_records};
 pub use score::{CategoryScore, Score, Scores, SubjectScore};
 pub use select::{Row, Selection, select};
 pub use tokens::{Choice, LETTERS, choose, letter_ids};

@@ -1,9 +1,13 @@
 //! Texts and token ids.
 
 use flate2::write::GzEncoder;
-use longshore_eval::text::{Text, read};
+use longshore_eval::text::{self, Text, TextFile};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+fn read(path: &Path) -> longshore_eval::Result<Text> {
+    text::read(path).map(|file| file.text)
+}
 
 fn file(dir: &tempfile::TempDir, name: &str, bytes: &[u8]) -> PathBuf {
     let path = dir.path().join(name);

@@ -56,6 +56,12 @@ pub(crate) enum UsageError {
     /// A tokenizer with more tokens than the model.
     #[error("the tokenizer in `{}` has {tokens} tokens, the model {vocab}", path.display())]
     TokenizerSize { path: PathBuf, tokens: u64, vocab: u64 },
+    /// Flags about questions where none are asked.
+    #[error("`--style`, `--few-shots`, `--fraction` and `--subjects` are about questions, and `--mmlu` names none")]
+    NoQuestions,
+    /// Two models whose distributions are over different tokens.
+    #[error("the vocabularies have {a} and {b} rows, padding not counted")]
+    Vocabularies { a: usize, b: usize },
     /// A field of the config that an option asks for.
     #[error("the config does not say `{field}`")]
     NotInConfig { field: &'static str },

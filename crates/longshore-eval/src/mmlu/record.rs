@@ -4,6 +4,7 @@ use super::{LETTERS, Row, choose};
 use crate::{Error, Problems, Result};
 use longshore_ckpt::fs;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// One question's result.
@@ -34,6 +35,17 @@ impl Record {
         let answer = row.question.answer;
         let subject = row.question.subject.clone();
         Ok(Self { subject, index: row.index, prompt_hash, logits, choice, answer, correct: choice == answer })
+    }
+
+    /// What of it contradicts the rest.
+    fn contradiction(&self) -> Option<String> {
+        if !choose(self.logits).is_ok_and(|c| c.choice == self.choice) {
+            return Some(format!("choice {} is not that of the logits {:?}", name(self.choice), self.logits));
+        }
+        (self.correct != (self.choice == self.answer)).then(|| {
+            let (choice, answer) = (name(self.choice), name(self.answer));
+            format!("`correct` is {}, but {choice} was chosen and {answer} is right", self.correct)
+        })
     }
 
     /// Whether several logits were the largest.
@@ -71,11 +83,15 @@ pub fn write_record(record: &Record) -> Result<String> {
     Ok(line + "\n")
 }
 
-/// Reads records back. All malformed lines are reported together, those that contradict themselves too.
+/// Reads records back. All malformed lines are reported together, those that contradict themselves or others too.
 pub fn read_records(path: &Path) -> Result<Vec<Record>> {
     /// 14042 records take 3 MB.
     const MAX_FILE: u64 = 256 << 20;
-    let bytes = fs::read_small(path, MAX_FILE)?;
+    parse_records(path, &fs::read_small(path, MAX_FILE)?)
+}
+
+/// The records of these lines; `path` is named in errors.
+pub(crate) fn parse_records(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
     let mut problems = Problems::default();
     let mut records = Vec::new();
     for (line, text) in (1..).zip(bytes.split(|&byte| byte == b'\n')) {
@@ -83,25 +99,29 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>> {
             continue;
         }
         match serde_json::from_slice::<Record>(text) {
-            Ok(r) if !choose(r.logits).is_ok_and(|c| c.choice == r.choice) => {
-                problems.add(path, line, format!("choice {} is not that of the logits {:?}", name(r.choice), r.logits));
-            }
-            Ok(r) if r.correct != (r.choice == r.answer) => {
-                problems.add(
-                    path,
-                    line,
-                    format!(
-                        "`correct` is {}, but {} was chosen and {} is right",
-                        r.correct,
-                        name(r.choice),
-                        name(r.answer)
-                    ),
-                );
-            }
-            Ok(r) => records.push(r),
+            Ok(record) => records.push((line, record)),
             Err(e) => problems.add_json(path, line, &e),
         }
     }
+    check_records(path, records.iter().map(|(line, record)| (*line, record)), &mut problems);
     problems.none()?;
-    Ok(records)
+    Ok(records.into_iter().map(|(_, record)| record).collect())
+}
+
+/// Adds what is wrong with records, each with the number of its line: choices that are not those of the logits, and
+/// questions that are there twice.
+pub(crate) fn check_records<'a>(
+    path: &Path,
+    records: impl Iterator<Item = (u64, &'a Record)>,
+    problems: &mut Problems,
+) {
+    let mut seen = BTreeMap::new();
+    for (line, record) in records {
+        if let Some(what) = record.contradiction() {
+            problems.add(path, line, what);
+        }
+        if let Some(first) = seen.insert((record.subject.as_str(), record.index), line) {
+            problems.add(path, line, format!("{} {} is in line {first} too", record.subject, record.index));
+        }
+    }
 }

@@ -1,34 +1,40 @@
-//! What the true tokens of a text and the distributions over the next one tell: perplexity of one checkpoint, divergence of two.
+//! What the true tokens of a text tell: windows over it, and the perplexity of a checkpoint.
 
+use super::provenance::{self, last_component};
 use super::{LOGITS, demand, with_error};
-use crate::cli::eval::{KlArgs, PplArgs, WindowArgs};
+use crate::cli::eval::{PplArgs, WindowArgs};
 use crate::commands::Answer;
-use crate::engine::{Opened, precision_name};
+use crate::engine::{Loaded, Opened, precision_name};
 use crate::options::Env;
 use crate::passes;
 use crate::report::{Report, peak_memory, table};
 use crate::units::{count, counted};
 use anyhow::Result;
-use longshore_eval::divergence::{Divergence, Mean, Position};
-use longshore_eval::perplexity::{Perplexity, Windowing, log_probs, nll};
+use longshore_eval::perplexity::{Perplexity, WindowSum, Windowing, nll};
+use longshore_eval::saved::{Scored, windows_sha256};
 use longshore_eval::text::{self, Text};
-use longshore_infer::sweep::each_pair;
+use longshore_infer::model::check_ids;
+use longshore_infer::tokenizer::Tokenizer;
+use serde::Serialize;
 use serde_json::json;
 use std::ops::Range;
 
 /// Windows over what is read.
-struct Cut {
-    prompts: Vec<Vec<u32>>,
+pub(super) struct Cut {
+    pub(super) prompts: Vec<Vec<u32>>,
     /// Positions of each that are scored: tokens, whose logits are those of the position before.
     scored: Vec<Range<usize>>,
-    windowing: Windowing,
+    pub(super) windowing: Windowing,
+    /// SHA-256 of the file, uncompressed.
+    data_sha256: String,
     /// Words and bytes of the text, where it is one that is scored whole.
     units: Option<[u64; 2]>,
 }
 
 impl Cut {
-    fn of(args: &WindowArgs, opened: &Opened) -> Result<Self> {
-        let (streams, length) = match text::read(&args.data)? {
+    pub(super) fn of(args: &WindowArgs, opened: &Opened) -> Result<Self> {
+        let file = text::read(&args.data)?;
+        let (streams, length) = match file.text {
             Text::Plain(text) => {
                 let units = [text.split_whitespace().count() as u64, text.len() as u64];
                 (vec![opened.tokenizer()?.encode(&text, true)?], Some(units))
@@ -45,12 +51,9 @@ impl Cut {
             (None, false) if ids_given => Windowing::Strided { length: ctx, stride: ctx },
             (None, false) => Windowing::Whole { length: ctx },
         };
-        // What the tokenizer's own rules put before any text.
-        let begin_of_text = match &opened.tokenizer {
-            Some(tokenizer) => tokenizer.encode("", true)?.first().copied(),
-            None => None,
-        };
-        let mut cut = Self { prompts: Vec::new(), scored: Vec::new(), windowing, units: None };
+        let begin_of_text = opened.begin_of_text()?;
+        let data_sha256 = file.sha256;
+        let mut cut = Self { prompts: Vec::new(), scored: Vec::new(), windowing, data_sha256, units: None };
         let (mut scored, mut tokens) = (0, 0);
         'streams: for stream in &streams {
             tokens += stream.len();
@@ -73,32 +76,66 @@ impl Cut {
         Ok(cut)
     }
 
-    fn wanted(&self, prompt: usize, position: usize) -> bool {
+    pub(super) fn wanted(&self, prompt: usize, position: usize) -> bool {
         self.scored[prompt].contains(&(position + 1))
     }
 
-    fn say(&self, report: &Report) {
+    pub(super) fn say(&self, report: &Report) {
         let tokens: usize = self.scored.iter().map(Range::len).sum();
         let text = format!("{}, {} tokens scored", counted(self.prompts.len() as u64, "window"), count(tokens as u64));
         report.status("Text", &text);
     }
+
+    /// Checks that every token has a row: `rows` may be fewer than the config says.
+    pub(super) fn check_rows(&self, rows: usize) -> Result<()> {
+        for (prompt, ids) in self.prompts.iter().enumerate() {
+            check_ids(rows as u64, prompt, ids)?;
+        }
+        Ok(())
+    }
+
+    /// What a report says of it.
+    pub(super) fn scored(&self, args: &WindowArgs) -> Scored {
+        let windows = self.prompts.iter().zip(&self.scored).map(|(ids, scored)| (ids.as_slice(), scored));
+        Scored {
+            data: last_component(&args.data),
+            data_sha256: self.data_sha256.clone(),
+            windows_sha256: windows_sha256(windows),
+            windowing: self.windowing,
+            limit: args.limit,
+        }
+    }
+}
+
+/// What only the report has.
+#[derive(Serialize)]
+struct Kept {
+    windows: Vec<WindowSum>,
 }
 
 pub(super) fn perplexity(args: &PplArgs, env: &Env, report: &Report) -> Result<Answer> {
+    super::check_outputs(&[args.keep.report.as_ref()])?;
     let checkpoint = super::checkpoint(args.checkpoint.as_ref(), env)?;
     let opened = Opened::new(&checkpoint, &args.engine, env, report)?;
     let cut = Cut::of(&args.windows, &opened)?;
     cut.say(report);
+    let mut provenance = provenance::of(&[(&checkpoint, &opened)], &args.engine, &args.keep, report)?;
+    if let Some(provenance) = &mut provenance {
+        provenance.text = Some(cut.scored(&args.windows));
+    }
     let key = opened.pass_key(&args.engine, &cut.prompts, &"ppl")?;
     let precision = precision_name(opened.precision);
     let loaded = opened.load(&args.engine, demand(&cut.prompts, args.engine.batch_tokens), 1, report)?;
+    // Padding would take probability. Tokens of the tokenizer are none, trained or not.
+    let rows = real_rows(&loaded)?;
+    cut.check_rows(rows)?;
     let (sweep, saver) = passes::sweep(&loaded, &cut.prompts, (&args.engine, &args.save), &key, report)?;
     let mut windows: Vec<Vec<f64>> = vec![Vec::new(); cut.prompts.len()];
     let mut failed = None;
     sweep.each_logits(
         LOGITS,
         |p, at| cut.wanted(p, at),
-        |p, at, row| match nll(row, cut.prompts[p][at + 1]) {
+        |p, at, row| match nll(&row[..rows], cut.prompts[p][at + 1]) {
             Ok(nll) => windows[p].push(nll),
             Err(error) => failed = failed.take().or(Some(error)),
         },
@@ -110,14 +147,16 @@ pub(super) fn perplexity(args: &PplArgs, env: &Env, report: &Report) -> Result<A
     for window in &windows {
         perplexity.add_window(window)?;
     }
-    saver.discard();
     let [words, bytes] = cut.units.map_or([None; 2], |units| units.map(Some));
     let figures = perplexity.figures(words, bytes);
+    let fields = json!({
+        "task": "ppl", "windowing": cut.windowing, "precision": precision, "figures": figures, "peak_memory": peak_memory(),
+    });
+    let kept = Kept { windows: perplexity.windows() };
+    provenance::write(&fields, provenance.as_ref(), &kept, &args.keep, report)?;
+    saver.discard();
     if report.is_json() {
-        let fields = json!({
-            "task": "ppl", "windowing": cut.windowing, "precision": precision, "figures": figures, "peak_memory": peak_memory(),
-        });
-        report.json("eval", &fields)?;
+        provenance::print(&fields, provenance.as_ref(), report)?;
     } else if let Some(f) = figures {
         let mut rows = vec![
             vec!["tokens scored".to_owned(), f.tokens.to_string()],
@@ -132,64 +171,8 @@ pub(super) fn perplexity(args: &PplArgs, env: &Env, report: &Report) -> Result<A
     Ok(Answer::Yes)
 }
 
-pub(super) fn divergence(args: &KlArgs, env: &Env, report: &Report) -> Result<Answer> {
-    let a = Opened::new(&args.a, &args.engine, env, report)?;
-    let b = Opened::new(&args.b, &args.engine, env, report)?;
-    let cut = Cut::of(&args.windows, &a)?;
-    cut.say(report);
-    // The two may be one checkpoint.
-    let keys = [a.pass_key(&args.engine, &cut.prompts, &"kl a")?, b.pass_key(&args.engine, &cut.prompts, &"kl b")?];
-    let precision = precision_name(a.precision);
-    // One after the other, but the residual streams of both are kept to the end.
-    let load = |opened: Opened| opened.load(&args.engine, demand(&cut.prompts, args.engine.batch_tokens), 2, report);
-    let (a, b) = (load(a)?, load(b)?);
-    let (sweep_a, saver_a) = passes::sweep(&a, &cut.prompts, (&args.engine, &args.save), &keys[0], report)?;
-    let (sweep_b, saver_b) = passes::sweep(&b, &cut.prompts, (&args.engine, &args.save), &keys[1], report)?;
-    let mut windows: Vec<Vec<Position>> = vec![Vec::new(); cut.prompts.len()];
-    let (mut failed, mut base, mut other) = (None, Vec::new(), Vec::new());
-    each_pair(
-        &sweep_a,
-        &sweep_b,
-        LOGITS,
-        |p, at| cut.wanted(p, at),
-        |p, at, row_a, row_b| {
-            log_probs(row_a, &mut base);
-            log_probs(row_b, &mut other);
-            match Position::of(&base, &other, cut.prompts[p][at + 1]) {
-                Ok(position) => windows[p].push(position),
-                Err(error) => failed = failed.take().or(Some(error)),
-            }
-        },
-    )?;
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
-    saver_a.discard();
-    saver_b.discard();
-    let mut divergence = Divergence::default();
-    for window in &windows {
-        divergence.add_window(window);
-    }
-    let summary = divergence.summary();
-    if report.is_json() {
-        let fields = json!({
-            "task": "kl", "windowing": cut.windowing, "precision": precision, "summary": summary, "peak_memory": peak_memory(),
-        });
-        report.json("eval", &fields)?;
-    } else if let Some(s) = summary {
-        let mean = |name: &str, Mean { mean, error }: Mean| vec![name.to_owned(), with_error(mean, error, 6)];
-        let rows = [
-            vec!["positions".to_owned(), s.positions.to_string()],
-            mean("KL(A || B), nats", s.kl),
-            vec![
-                "  median, 99 %, 99.9 %, largest".to_owned(),
-                format!("{:.6}, {:.6}, {:.6}, {:.6}", s.kl_median, s.kl_p99, s.kl_p999, s.kl_max),
-            ],
-            mean("KL(B || A), nats", s.reverse_kl),
-            mean("same most likely token", s.same_top),
-            mean("nats a token, B less A", s.nll_difference),
-        ];
-        report.data(&table(&rows, &[]))?;
-    }
-    Ok(Answer::Yes)
+/// Rows of the vocabulary that mean a token.
+pub(super) fn real_rows(loaded: &Loaded) -> Result<usize> {
+    let tokens = loaded.tokenizer.as_ref().map_or(0, Tokenizer::vocab_size);
+    Ok(loaded.real_rows()?.max(tokens).min(loaded.model.vocab()))
 }

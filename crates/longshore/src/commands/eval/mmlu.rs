@@ -1,6 +1,7 @@
 //! MMLU: one prefill per question, and the letter with the largest logit.
 
-use super::{LOGITS, demand, with_error};
+use super::questions::{self, Chosen};
+use super::{LOGITS, demand, provenance, with_error};
 use crate::cli::eval::MmluArgs;
 use crate::commands::Answer;
 use crate::engine::{Opened, precision_name};
@@ -8,61 +9,53 @@ use crate::options::Env;
 use crate::passes;
 use crate::report::{Report, peak_memory, table};
 use crate::units::{count, counted};
-use anyhow::{Context, Result};
-use longshore_eval::mmlu::{self, LETTERS, Mmlu, Prompts, Record, Scores, Selection, Style};
-use longshore_infer::tokenizer::Tokenizer;
+use anyhow::Result;
+use longshore_ckpt::fs;
+use longshore_eval::mmlu::{self, Mmlu, Record, Scores, Style};
+use serde::Serialize;
 use serde_json::json;
-use std::path::Path;
 
 pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> Result<Answer> {
-    let style: Style = args.style.parse()?;
-    let data = if args.data == Path::new("bundled") { mmlu::bundled()? } else { mmlu::read(&args.data)? };
-    let selection = Selection { fraction: args.fraction, subjects: args.subjects.clone(), limit: args.limit };
-    let rows = mmlu::select(&data.test, &selection)?;
-    let subjects = rows.iter().map(|row| row.question.subject.as_str());
-    let prompts = Prompts::new(style, args.few_shots, &data.dev, subjects)?;
+    super::check_outputs(&[args.keep.report.as_ref(), args.per_question.as_ref()])?;
+    let data = questions::read(&args.data)?;
+    let chosen = Chosen::new(&data, &args.ask, args.limit)?;
+    let (style, rows) = (chosen.style, &chosen.rows);
     let checkpoint = super::checkpoint(args.checkpoint.as_ref(), env)?;
     let opened = Opened::new(&checkpoint, &args.engine, env, report)?;
-    let tokenizer = opened.tokenizer()?;
-    let letters = letters(tokenizer)?;
-    let (mut ids, mut hashes) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
-    for row in &rows {
-        let prompt = prompts.prompt(row.question)?;
-        // Special tokens as the tokenizer's own rules have them: a begin-of-text token if it adds one.
-        ids.push(tokenizer.encode(&prompt.text(), true)?);
-        hashes.push(prompt.hash());
-    }
-    let tokens: usize = ids.iter().map(Vec::len).sum();
+    let encoded = chosen.encode(opened.tokenizer()?)?;
+    let (ids, tokens) = (&encoded.ids, encoded.tokens());
     say_plan(args, style, &data, rows.len(), tokens, report);
     if args.dry_run {
         return dry_run(args, style, &data, (rows.len(), tokens), report);
     }
-    let key = opened.pass_key(&args.engine, &ids, &"mmlu")?;
+    let mut provenance = provenance::of(&[(&checkpoint, &opened)], &args.engine, &args.keep, report)?;
+    if let Some(provenance) = &mut provenance {
+        provenance.questions = Some(chosen.asked(&args.data, &args.ask, args.limit));
+    }
+    let key = opened.pass_key(&args.engine, ids, &"mmlu")?;
     let precision = precision_name(opened.precision);
-    let loaded = opened.load(&args.engine, demand(&ids, args.engine.batch_tokens), 1, report)?;
-    let (sweep, saver) = passes::sweep(&loaded, &ids, (&args.engine, &args.save), &key, report)?;
+    let loaded = opened.load(&args.engine, demand(ids, args.engine.batch_tokens), 1, report)?;
+    let (sweep, saver) = passes::sweep(&loaded, ids, (&args.engine, &args.save), &key, report)?;
     let mut logits = vec![[f32::NAN; 4]; ids.len()];
     let last = |prompt: usize, position: usize| position + 1 == ids[prompt].len();
     sweep.each_logits(LOGITS, last, |prompt, _, row| {
-        logits[prompt] = letters.map(|id| row[id as usize]);
+        logits[prompt] = encoded.of(row);
     })?;
-    let mut records = Vec::with_capacity(rows.len());
-    for ((row, hash), logits) in rows.iter().zip(hashes).zip(logits) {
-        records.push(Record::new(*row, hash, logits)?);
-    }
+    let records = chosen.records(&encoded.hashes, &logits)?;
     if let Some(path) = &args.per_question {
         let lines = records.iter().map(mmlu::write_record).collect::<longshore_eval::Result<String>>()?;
-        std::fs::write(path, lines).with_context(|| format!("writing `{}`", path.display()))?;
+        fs::write_output(path, lines.as_bytes())?;
     }
-    saver.discard();
     let scores = Scores::of(&records);
+    let fields = json!({
+        "task": "mmlu", "style": style, "few_shots": args.ask.few_shots, "fraction": args.ask.fraction,
+        "questions": records.len(), "tokens": tokens, "data_sha256": data.sha256(), "precision": precision, "scores": scores,
+        "peak_memory": peak_memory(),
+    });
+    provenance::write(&fields, provenance.as_ref(), &Kept { records: &records }, &args.keep, report)?;
+    saver.discard();
     if report.is_json() {
-        let fields = json!({
-            "task": "mmlu", "style": style, "few_shots": args.few_shots, "fraction": args.fraction, "questions": records.len(),
-            "tokens": tokens, "data_sha256": data.sha256(), "precision": precision, "scores": scores,
-            "peak_memory": peak_memory(),
-        });
-        report.json("eval", &fields)?;
+        provenance::print(&fields, provenance.as_ref(), report)?;
     } else if style == Style::ModelOptExact {
         report.data(&scores.reference_table())?;
     } else {
@@ -75,20 +68,17 @@ pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> R
     Ok(if passed { Answer::Yes } else { Answer::No })
 }
 
-/// The tokens of the four letters.
-fn letters(tokenizer: &Tokenizer) -> Result<[u32; 4]> {
-    let mut encoded = Vec::with_capacity(4);
-    for letter in LETTERS {
-        encoded.push(tokenizer.encode(&format!(" {letter}"), false)?);
-    }
-    Ok(mmlu::letter_ids([0, 1, 2, 3].map(|i| encoded[i].as_slice()))?)
+/// What only the report has.
+#[derive(Serialize)]
+struct Kept<'a> {
+    records: &'a [Record],
 }
 
 fn say_plan(args: &MmluArgs, style: Style, data: &Mmlu, questions: usize, tokens: usize, report: &Report) {
     let text = format!(
         "{} ({style}, {}), {} tokens",
         counted(questions as u64, "question"),
-        counted(args.few_shots as u64, "shot"),
+        counted(args.ask.few_shots as u64, "shot"),
         count(tokens as u64)
     );
     report.status("MMLU", &text);
@@ -106,7 +96,7 @@ fn dry_run(
 ) -> Result<Answer> {
     if report.is_json() {
         let fields = json!({
-            "task": "mmlu", "dry_run": true, "style": style, "few_shots": args.few_shots, "questions": questions, "tokens": tokens,
+            "task": "mmlu", "dry_run": true, "style": style, "few_shots": args.ask.few_shots, "questions": questions, "tokens": tokens,
             "data_sha256": data.sha256(),
         });
         report.json("eval", &fields)?;
