@@ -190,22 +190,32 @@ pub fn mcnemar(one_way: usize, other_way: usize) -> f64 {
     (2.0 * sum).min(1.0)
 }
 
-/// The second run's mean less the first's, over windows of the same numbers of tokens: sums and numbers, window by window.
-fn paired(windows: impl Iterator<Item = (f64, f64, usize)>) -> Mean {
-    let clusters: Vec<Cluster> = windows.map(|(first, second, count)| Cluster { sum: second - first, count }).collect();
+/// The mean over windows with these sums of so many values, and its error, clustered by window.
+fn of_windows(windows: impl Iterator<Item = (f64, usize)>) -> Mean {
+    let clusters: Vec<Cluster> = windows.map(|(sum, count)| Cluster { sum, count }).collect();
     Mean { mean: mean(&clusters), error: clustered_error(&clusters) }
 }
 
-/// The difference of two perplexity runs over the same windows, second less first, in nats a token: the logarithm of the
-/// ratio of the perplexities.
-pub fn compare_likelihoods(first: &[perplexity::WindowSum], second: &[perplexity::WindowSum]) -> Mean {
-    paired(first.iter().zip(second).map(|(a, b)| (a.nll, b.nll, a.tokens)))
+/// The mean negative log-likelihood of a perplexity run, in nats a token.
+pub fn likelihood(windows: &[perplexity::WindowSum]) -> Mean {
+    of_windows(windows.iter().map(|w| (w.nll, w.tokens)))
 }
 
-/// The differences of two divergences over the same windows, second less first, of each sum of a
-/// [`divergence::WindowSum`].
+/// The difference of two perplexity runs over the same windows, second less first, in nats a token: the logarithm of the
+/// ratio of the perplexities. Its error is that of the windows' differences.
+pub fn compare_likelihoods(first: &[perplexity::WindowSum], second: &[perplexity::WindowSum]) -> Mean {
+    of_windows(first.iter().zip(second).map(|(a, b)| (b.nll - a.nll, a.tokens)))
+}
+
+/// The means of a divergence run, in the order of [`divergence::WindowSum`]'s sums.
+pub fn divergences(windows: &[divergence::WindowSum]) -> [Mean; 4] {
+    [0, 1, 2, 3].map(|i| of_windows(windows.iter().map(|w| (w.sums()[i], w.positions))))
+}
+
+/// The differences of two divergence runs over the same windows, second less first, likewise.
 pub fn compare_divergences(first: &[divergence::WindowSum], second: &[divergence::WindowSum]) -> [Mean; 4] {
-    [0, 1, 2, 3].map(|i| paired(first.iter().zip(second).map(|(a, b)| (a.sums()[i], b.sums()[i], a.positions))))
+    let pairs = || first.iter().zip(second);
+    [0, 1, 2, 3].map(|i| of_windows(pairs().map(|(a, b)| (b.sums()[i] - a.sums()[i], a.positions))))
 }
 
 /// How a second run differs from a first in what was asked.

@@ -194,15 +194,14 @@ pub fn read(path: &Path) -> Result<Run> {
     /// What tells a record from a report.
     #[derive(Deserialize)]
     struct Line {
-        #[serde(rename = "task")]
-        _task: Option<IgnoredAny>,
-        #[serde(rename = "subject")]
         subject: Option<IgnoredAny>,
     }
     let bytes = fs::read_small(path, MAX_FILE)?;
     // A report begins with a line of `{` or is one line; a record is a line.
     let first = bytes.split(|&byte| byte == b'\n').find(|line| !line.trim_ascii().is_empty()).unwrap_or_default();
-    let is_records = serde_json::from_slice::<Line>(first).is_ok_and(|line| line.subject.is_some());
+    // What is derived reads a list too, as if it were the fields.
+    let is_object = first.trim_ascii_start().starts_with(b"{");
+    let is_records = is_object && serde_json::from_slice::<Line>(first).is_ok_and(|line| line.subject.is_some());
     if is_records || path.extension().is_some_and(|e| e.eq_ignore_ascii_case("jsonl")) {
         let records = mmlu::parse_records(path, &bytes)?;
         return Ok(Run { provenance: None, outcome: Outcome::Mmlu(some(path, records, "questions")?) });
@@ -265,10 +264,11 @@ fn some<T>(path: &Path, found: Vec<T>, what: &str) -> Result<Vec<T>> {
 }
 
 fn checked(path: &Path, records: Vec<Record>) -> Result<Vec<Record>> {
-    let mut problems = Problems::default();
-    mmlu::check_records(path, (1..).zip(&records), &mut problems);
-    problems.none()?;
-    some(path, records, "questions")
+    let mut checked = mmlu::Checked::default();
+    for (number, record) in (1..).zip(records) {
+        checked.add(path, number, record);
+    }
+    some(path, checked.finish()?, "questions")
 }
 
 fn check_windows(path: &Path, windows: impl Iterator<Item = (usize, [f64; 4])>) -> Result<()> {
@@ -276,9 +276,8 @@ fn check_windows(path: &Path, windows: impl Iterator<Item = (usize, [f64; 4])>) 
     for (number, (tokens, sums)) in (1..).zip(windows) {
         if tokens == 0 || tokens > MAX_TOKENS {
             problems.add(path, number, format!("a window of {tokens} tokens"));
-        }
         // A billion nats a token: far beyond what a model gives, and far from what overflows.
-        if let Some(sum) = sums.iter().find(|sum| sum.abs() > 1e9 * tokens as f64) {
+        } else if let Some(sum) = sums.iter().find(|sum| sum.abs() > 1e9 * tokens as f64) {
             problems.add(path, number, format!("{sum:e} over {tokens} tokens"));
         }
     }

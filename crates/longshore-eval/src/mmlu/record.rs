@@ -92,36 +92,44 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>> {
 
 /// The records of these lines; `path` is named in errors.
 pub(crate) fn parse_records(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
-    let mut problems = Problems::default();
-    let mut records = Vec::new();
+    let mut records = Checked::default();
     for (line, text) in (1..).zip(bytes.split(|&byte| byte == b'\n')) {
         if text.trim_ascii().is_empty() {
             continue;
         }
         match serde_json::from_slice::<Record>(text) {
-            Ok(record) => records.push((line, record)),
-            Err(e) => problems.add_json(path, line, &e),
+            Ok(record) => records.add(path, line, record),
+            Err(e) => records.problems.add_json(path, line, &e),
         }
     }
-    check_records(path, records.iter().map(|(line, record)| (*line, record)), &mut problems);
-    problems.none()?;
-    Ok(records.into_iter().map(|(_, record)| record).collect())
+    records.finish()
 }
 
-/// Adds what is wrong with records, each with the number of its line: choices that are not those of the logits, and
-/// questions that are there twice.
-pub(crate) fn check_records<'a>(
-    path: &Path,
-    records: impl Iterator<Item = (u64, &'a Record)>,
-    problems: &mut Problems,
-) {
-    let mut seen = BTreeMap::new();
-    for (line, record) in records {
+/// Records as they come in: choices that are not those of the logits are wrong, and questions that are there twice.
+#[derive(Default)]
+pub(crate) struct Checked {
+    records: Vec<Record>,
+    /// The line of each question.
+    lines: BTreeMap<(String, usize), u64>,
+    problems: Problems,
+}
+
+impl Checked {
+    pub(crate) fn add(&mut self, path: &Path, line: u64, record: Record) {
+        let (subject, index) = (record.subject.clone(), record.index);
         if let Some(what) = record.contradiction() {
-            problems.add(path, line, what);
+            self.problems.add(path, line, what);
+        } else if let Some(first) = self.lines.get(&(subject.clone(), index)) {
+            self.problems.add(path, line, format!("{subject} {index} is in line {first} too"));
+        } else {
+            self.lines.insert((subject, index), line);
+            self.records.push(record);
         }
-        if let Some(first) = seen.insert((record.subject.as_str(), record.index), line) {
-            problems.add(path, line, format!("{} {} is in line {first} too", record.subject, record.index));
-        }
+    }
+
+    /// The records, if nothing is wrong with any.
+    pub(crate) fn finish(self) -> Result<Vec<Record>> {
+        self.problems.none()?;
+        Ok(self.records)
     }
 }
