@@ -47,11 +47,7 @@ pub(crate) struct MmluArgs {
     #[arg(long)]
     pub(crate) dry_run: bool,
     #[command(flatten)]
-    pub(crate) keep: KeepArgs,
-    #[command(flatten)]
-    pub(crate) engine: EngineArgs,
-    #[command(flatten)]
-    pub(crate) save: SaveArgs,
+    pub(crate) pass: PassArgs,
 }
 
 /// Which questions are asked in which words.
@@ -77,6 +73,17 @@ impl AskArgs {
         let Self { style, few_shots, fraction, subjects } = self;
         style != "lm-eval" || *few_shots > 0 || *fraction != 1.0 || !subjects.is_empty()
     }
+}
+
+/// What every task takes that runs models.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PassArgs {
+    #[command(flatten)]
+    pub(crate) keep: KeepArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) save: SaveArgs,
 }
 
 /// What is kept of a run.
@@ -119,11 +126,7 @@ pub(crate) struct PplArgs {
     #[command(flatten)]
     pub(crate) windows: WindowArgs,
     #[command(flatten)]
-    pub(crate) keep: KeepArgs,
-    #[command(flatten)]
-    pub(crate) engine: EngineArgs,
-    #[command(flatten)]
-    pub(crate) save: SaveArgs,
+    pub(crate) pass: PassArgs,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -143,11 +146,7 @@ pub(crate) struct KlArgs {
     #[arg(long, value_name = "N", requires = "mmlu")]
     pub(crate) limit_questions: Option<usize>,
     #[command(flatten)]
-    pub(crate) keep: KeepArgs,
-    #[command(flatten)]
-    pub(crate) engine: EngineArgs,
-    #[command(flatten)]
-    pub(crate) save: SaveArgs,
+    pub(crate) pass: PassArgs,
 }
 
 #[derive(Clone, Debug, Args)]

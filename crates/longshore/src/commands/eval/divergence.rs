@@ -38,11 +38,11 @@ pub(super) fn run(args: &KlArgs, env: &Env, report: &Report) -> Result<Answer> {
     if args.mmlu.is_none() && args.ask.is_given() {
         return Err(UsageError::NoQuestions.into());
     }
-    super::check_outputs(&[args.keep.report.as_ref()])?;
+    super::check_outputs(&[args.pass.keep.report.as_ref()])?;
     let data = args.mmlu.as_deref().map(questions::read).transpose()?;
     let chosen = data.as_ref().map(|data| Chosen::new(data, &args.ask, args.limit_questions)).transpose()?;
-    let a = Opened::new(&args.a, &args.engine, env, report)?;
-    let b = Opened::new(&args.b, &args.engine, env, report)?;
+    let a = Opened::new(&args.a, &args.pass.engine, env, report)?;
+    let b = Opened::new(&args.b, &args.pass.engine, env, report)?;
     let cut = Cut::of(&args.windows, &a)?;
     cut.say(report);
     let encoded = match &chosen {
@@ -54,7 +54,7 @@ pub(super) fn run(args: &KlArgs, env: &Env, report: &Report) -> Result<Answer> {
         report.status("MMLU", &format!("{questions} ({}), {} tokens", chosen.style, count(encoded.tokens() as u64)));
     }
     let opened = [(args.a.as_path(), &a), (args.b.as_path(), &b)];
-    let mut provenance = provenance::of(&opened, &args.engine, &args.keep, report)?;
+    let mut provenance = provenance::of(&opened, &args.pass.engine, &args.pass.keep, report)?;
     if let Some(provenance) = &mut provenance {
         provenance.text = Some(cut.scored(&args.windows));
         let asked =
@@ -65,15 +65,16 @@ pub(super) fn run(args: &KlArgs, env: &Env, report: &Report) -> Result<Answer> {
     let mut prompts = cut.prompts.clone();
     prompts.extend(encoded.iter().flat_map(|encoded| encoded.ids.iter().cloned()));
     // The two may be one checkpoint.
-    let keys = [a.pass_key(&args.engine, &prompts, &"kl a")?, b.pass_key(&args.engine, &prompts, &"kl b")?];
+    let keys = [a.pass_key(&args.pass.engine, &prompts, &"kl a")?, b.pass_key(&args.pass.engine, &prompts, &"kl b")?];
     let precision = precision_name(a.precision);
     // One after the other, but the residual streams of both are kept to the end.
-    let load = |opened: Opened| opened.load(&args.engine, demand(&prompts, args.engine.batch_tokens), 2, report);
+    let load =
+        |opened: Opened| opened.load(&args.pass.engine, demand(&prompts, args.pass.engine.batch_tokens), 2, report);
     let (a, b) = (load(a)?, load(b)?);
     let rows = common_rows(&a, &b)?;
     cut.check_rows(rows)?;
-    let (sweep_a, saver_a) = passes::sweep(&a, &prompts, (&args.engine, &args.save), &keys[0], report)?;
-    let (sweep_b, saver_b) = passes::sweep(&b, &prompts, (&args.engine, &args.save), &keys[1], report)?;
+    let (sweep_a, saver_a) = passes::sweep(&a, &prompts, (&args.pass.engine, &args.pass.save), &keys[0], report)?;
+    let (sweep_b, saver_b) = passes::sweep(&b, &prompts, (&args.pass.engine, &args.pass.save), &keys[1], report)?;
     let windows = cut.prompts.len();
     let mut positions: Vec<Vec<Position>> = vec![Vec::new(); windows];
     let mut logits = [vec![[f32::NAN; 4]; prompts.len() - windows], vec![[f32::NAN; 4]; prompts.len() - windows]];
@@ -116,7 +117,7 @@ pub(super) fn run(args: &KlArgs, env: &Env, report: &Report) -> Result<Answer> {
         "peak_memory": peak_memory(),
     });
     let kept = Kept { windows: divergence.windows(), mmlu: records.as_ref().map(|records| Answers { records }) };
-    provenance::write(&fields, provenance.as_ref(), &kept, &args.keep, report)?;
+    provenance::write(&fields, provenance.as_ref(), &kept, &args.pass.keep, report)?;
     saver_a.discard();
     saver_b.discard();
     if report.is_json() {

@@ -114,22 +114,22 @@ struct Kept {
 }
 
 pub(super) fn perplexity(args: &PplArgs, env: &Env, report: &Report) -> Result<Answer> {
-    super::check_outputs(&[args.keep.report.as_ref()])?;
+    super::check_outputs(&[args.pass.keep.report.as_ref()])?;
     let checkpoint = super::checkpoint(args.checkpoint.as_ref(), env)?;
-    let opened = Opened::new(&checkpoint, &args.engine, env, report)?;
+    let opened = Opened::new(&checkpoint, &args.pass.engine, env, report)?;
     let cut = Cut::of(&args.windows, &opened)?;
     cut.say(report);
-    let mut provenance = provenance::of(&[(&checkpoint, &opened)], &args.engine, &args.keep, report)?;
+    let mut provenance = provenance::of(&[(&checkpoint, &opened)], &args.pass.engine, &args.pass.keep, report)?;
     if let Some(provenance) = &mut provenance {
         provenance.text = Some(cut.scored(&args.windows));
     }
-    let key = opened.pass_key(&args.engine, &cut.prompts, &"ppl")?;
+    let key = opened.pass_key(&args.pass.engine, &cut.prompts, &"ppl")?;
     let precision = precision_name(opened.precision);
-    let loaded = opened.load(&args.engine, demand(&cut.prompts, args.engine.batch_tokens), 1, report)?;
+    let loaded = opened.load(&args.pass.engine, demand(&cut.prompts, args.pass.engine.batch_tokens), 1, report)?;
     // Padding would take probability. Tokens of the tokenizer are none, trained or not.
     let rows = real_rows(&loaded)?;
     cut.check_rows(rows)?;
-    let (sweep, saver) = passes::sweep(&loaded, &cut.prompts, (&args.engine, &args.save), &key, report)?;
+    let (sweep, saver) = passes::sweep(&loaded, &cut.prompts, (&args.pass.engine, &args.pass.save), &key, report)?;
     let mut windows: Vec<Vec<f64>> = vec![Vec::new(); cut.prompts.len()];
     let mut failed = None;
     sweep.each_logits(
@@ -153,7 +153,7 @@ pub(super) fn perplexity(args: &PplArgs, env: &Env, report: &Report) -> Result<A
         "task": "ppl", "windowing": cut.windowing, "precision": precision, "figures": figures, "peak_memory": peak_memory(),
     });
     let kept = Kept { windows: perplexity.windows() };
-    provenance::write(&fields, provenance.as_ref(), &kept, &args.keep, report)?;
+    provenance::write(&fields, provenance.as_ref(), &kept, &args.pass.keep, report)?;
     saver.discard();
     if report.is_json() {
         provenance::print(&fields, provenance.as_ref(), report)?;

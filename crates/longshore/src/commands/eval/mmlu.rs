@@ -16,26 +16,26 @@ use serde::Serialize;
 use serde_json::json;
 
 pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> Result<Answer> {
-    super::check_outputs(&[args.keep.report.as_ref(), args.per_question.as_ref()])?;
+    super::check_outputs(&[args.pass.keep.report.as_ref(), args.per_question.as_ref()])?;
     let data = questions::read(&args.data)?;
     let chosen = Chosen::new(&data, &args.ask, args.limit)?;
     let (style, rows) = (chosen.style, &chosen.rows);
     let checkpoint = super::checkpoint(args.checkpoint.as_ref(), env)?;
-    let opened = Opened::new(&checkpoint, &args.engine, env, report)?;
+    let opened = Opened::new(&checkpoint, &args.pass.engine, env, report)?;
     let encoded = chosen.encode(opened.tokenizer()?)?;
     let (ids, tokens) = (&encoded.ids, encoded.tokens());
     say_plan(args, style, &data, rows.len(), tokens, report);
     if args.dry_run {
         return dry_run(args, style, &data, (rows.len(), tokens), report);
     }
-    let mut provenance = provenance::of(&[(&checkpoint, &opened)], &args.engine, &args.keep, report)?;
+    let mut provenance = provenance::of(&[(&checkpoint, &opened)], &args.pass.engine, &args.pass.keep, report)?;
     if let Some(provenance) = &mut provenance {
         provenance.questions = Some(chosen.asked(&args.data, &args.ask, args.limit));
     }
-    let key = opened.pass_key(&args.engine, ids, &"mmlu")?;
+    let key = opened.pass_key(&args.pass.engine, ids, &"mmlu")?;
     let precision = precision_name(opened.precision);
-    let loaded = opened.load(&args.engine, demand(ids, args.engine.batch_tokens), 1, report)?;
-    let (sweep, saver) = passes::sweep(&loaded, ids, (&args.engine, &args.save), &key, report)?;
+    let loaded = opened.load(&args.pass.engine, demand(ids, args.pass.engine.batch_tokens), 1, report)?;
+    let (sweep, saver) = passes::sweep(&loaded, ids, (&args.pass.engine, &args.pass.save), &key, report)?;
     let mut logits = vec![[f32::NAN; 4]; ids.len()];
     let last = |prompt: usize, position: usize| position + 1 == ids[prompt].len();
     sweep.each_logits(LOGITS, last, |prompt, _, row| {
@@ -52,7 +52,7 @@ pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> R
         "questions": records.len(), "tokens": tokens, "data_sha256": data.sha256(), "precision": precision, "scores": scores,
         "peak_memory": peak_memory(),
     });
-    provenance::write(&fields, provenance.as_ref(), &Kept { records: &records }, &args.keep, report)?;
+    provenance::write(&fields, provenance.as_ref(), &Kept { records: &records }, &args.pass.keep, report)?;
     saver.discard();
     if report.is_json() {
         provenance::print(&fields, provenance.as_ref(), report)?;
