@@ -56,6 +56,9 @@ pub(crate) enum UsageError {
     /// A tokenizer with more tokens than the model.
     #[error("the tokenizer in `{}` has {tokens} tokens, the model {vocab}", path.display())]
     TokenizerSize { path: PathBuf, tokens: u64, vocab: u64 },
+    /// Files that are no saved runs.
+    #[error("{}", problems.join("\n"))]
+    NoRuns { problems: Vec<String> },
     /// Saved runs that are not of the same questions or windows.
     #[error("the runs cannot be compared with the first:\n  {}", problems.join("\n  "))]
     NotComparable { problems: Vec<String> },

@@ -108,8 +108,8 @@ fn runs_stand_side_by_side_with_paired_errors() {
     assert!(said.contains(&format!("2 of {} questions that one answers right", lost + won)), "{said}");
     assert!(!dir.ok(&["eval", "compare", "a.json", "b.json", "--flips", "0"]).contains("that one answers right"));
     // A list of questions has the same figures, and does not say more.
-    let lines = b["records"].as_array().expect("records").iter().map(|r| format!("{r}\n")).collect::<String>();
-    std::fs::write(dir.path("b.jsonl"), lines).expect("lines");
+    let lines: Vec<String> = b["records"].as_array().expect("records").iter().map(Value::to_string).collect();
+    std::fs::write(dir.path("b.jsonl"), lines.join("\n")).expect("lines");
     let listed = dir.json(&["eval", "compare", "a.json", "b.jsonl"]);
     assert_eq!(listed["runs"][1]["questions"], *second);
     assert!(
@@ -154,6 +154,9 @@ fn what_was_asked_otherwise_is_warned_of_and_other_questions_are_refused() {
     save("f.json", &json!({"schema": 1, "command": "eval", "task": "mmlu"}));
     let said = dir.run(&["eval", "compare", "a.json", "f.json"]);
     assert!(said.starts_with("exit 2\n") && said.contains("f.json: there is no `records`"), "{said}");
+    std::fs::write(dir.path("g.json"), "<html>").expect("a page");
+    let said = dir.run(&["eval", "compare", "f.json", "a.json", "g.json"]);
+    assert!(said.contains("f.json: there is no") && said.contains("g.json: expected a report of `eval`"), "{said}");
     let said = dir.run(&["eval", "compare", "a.json"]);
     assert!(said.starts_with("exit 2\n") && said.contains("2 values required"), "{said}");
     let said = dir.run(&["eval", "mmlu", &source(), "--data", "bundled", "--report", "none/r.json"]);
@@ -182,7 +185,7 @@ fn likelihoods_and_divergences_are_compared_by_window() {
         assert!((a - b).abs() < 1e-9, "{field} {a} {b}");
     }
     let object = dir.json(&["eval", "compare", "same.json", "kl.json", "--html", "kl.html"]);
-    let kl = &object["runs"][1]["divergences"][0];
+    let kl = &object["runs"][1]["divergences"]["kl"];
     assert_eq!(kl["value"]["mean"], kl["difference"]["mean"]);
     assert_eq!(kl["value"]["mean"], read(&dir, "kl.json")["summary"]["kl"]["mean"]);
     dir.ok(&[

@@ -23,7 +23,10 @@ use std::path::PathBuf;
 /// Runs that were compared.
 #[derive(Serialize)]
 struct Compared {
+    /// `compare`, as reports name their task.
     task: &'static str,
+    /// The task of the runs.
+    of: &'static str,
     runs: Vec<Run>,
     /// What a reader should know before believing the differences.
     warnings: Vec<String>,
@@ -41,13 +44,33 @@ struct Run {
     questions: Option<Questions>,
     /// Nats a token of the true tokens.
     likelihood: Option<Paired>,
-    /// How far the run's second checkpoint is from its first, in the order of [`DIVERGENCES`].
-    divergences: Option<Vec<Paired>>,
+    /// How far the run's second checkpoint is from its first.
+    divergences: Option<Divergences>,
 }
 
-/// The means of a divergence, as [`divergences`] orders them.
-const DIVERGENCES: [&str; 4] =
-    ["KL(A || B), nats", "KL(B || A), nats", "same most likely token", "nats a token, B less A"];
+/// The means of a divergence.
+#[derive(Clone, Copy, Serialize)]
+struct Divergences {
+    kl: Paired,
+    reverse_kl: Paired,
+    same_top: Paired,
+    nll_difference: Paired,
+}
+
+impl Divergences {
+    /// Of means in the order of [`divergences`].
+    fn of([kl, reverse_kl, same_top, nll_difference]: [Paired; 4]) -> Self {
+        Self { kl, reverse_kl, same_top, nll_difference }
+    }
+
+    /// What people call them, in the same order.
+    const NAMES: [&str; 4] =
+        ["KL(A || B), nats", "KL(B || A), nats", "same most likely token", "nats a token, B less A"];
+
+    fn all(&self) -> [Paired; 4] {
+        [self.kl, self.reverse_kl, self.same_top, self.nll_difference]
+    }
+}
 
 /// Accuracies, and the difference to the first run.
 #[derive(Serialize)]
@@ -67,7 +90,13 @@ struct Paired {
 
 pub(super) fn run(args: &CompareArgs, report: &Report) -> Result<Answer> {
     super::check_outputs(&[args.html.as_ref()])?;
-    let runs = args.runs.iter().map(|path| Ok(saved::read(path)?)).collect::<Result<Vec<_>>>()?;
+    let (mut runs, mut problems) = (Vec::with_capacity(args.runs.len()), Vec::new());
+    for path in &args.runs {
+        saved::read(path).map_or_else(|error| problems.push(error.to_string()), |run| runs.push(run));
+    }
+    if !problems.is_empty() {
+        return Err(UsageError::NoRuns { problems }.into());
+    }
     let compared = Compared::of(&args.runs, runs)?;
     for warning in &compared.warnings {
         report.note("Warning", warning);
@@ -90,7 +119,8 @@ impl Compared {
         let Some(first) = runs.first().cloned() else {
             return Err(UsageError::NotComparable { problems: vec!["there is none".to_owned()] }.into());
         };
-        let mut out = Self { task: first.outcome.task(), runs: Vec::with_capacity(runs.len()), warnings: Vec::new() };
+        let (of, size) = (first.outcome.task(), runs.len());
+        let mut out = Self { task: "compare", of, runs: Vec::with_capacity(size), warnings: Vec::new() };
         let mut problems = Vec::new();
         for (i, (run, path)) in runs.into_iter().zip(paths).enumerate() {
             let name = format!("run {} (`{}`)", i + 1, last_component(path));
@@ -115,7 +145,7 @@ impl Compared {
             if let Some((_, Some(difference))) = &questions {
                 out.warn_of_prompts(&name, difference);
             }
-            out.warn_of_silence(&name, &run, base);
+            out.warn_of_silence(&name, &run);
             let pair = |value: Mean, difference: Option<Mean>| Paired { value, difference };
             let (likelihood, divergences) = match (&run.outcome, base.map(|base| &base.outcome)) {
                 (Outcome::Perplexity(windows), base) => {
@@ -130,8 +160,9 @@ impl Compared {
                         Some(Outcome::Divergence(base, _)) => compare_divergences(base, windows).map(Some),
                         _ => [None; 4],
                     };
-                    let all = divergences(windows).into_iter().zip(differences);
-                    (None, Some(all.map(|(value, difference)| pair(value, difference)).collect()))
+                    let values = divergences(windows);
+                    let all = [0, 1, 2, 3].map(|i| pair(values[i], differences[i]));
+                    (None, Some(Divergences::of(all)))
                 }
                 (Outcome::Mmlu(_), _) => (None, None),
             };
@@ -155,17 +186,13 @@ impl Compared {
     }
 
     /// What a run does not say, so that nothing is known to differ.
-    fn warn_of_silence(&mut self, name: &str, run: &saved::Run, base: Option<&saved::Run>) {
-        match &run.provenance {
-            None => {
-                self.warnings.push(format!("{name} does not say with which checkpoint, data and tokenizer it was made"))
-            }
-            Some(provenance) => {
-                let unknown = |run: &Provenance| run.checkpoints.first().is_none_or(|a| a.weights.is_none());
-                if self.task == "kl" && base.is_some() && unknown(provenance) {
-                    self.warnings.push(format!("{name} does not say which weights its reference has"));
-                }
-            }
+    fn warn_of_silence(&mut self, name: &str, run: &saved::Run) {
+        let Some(provenance) = &run.provenance else {
+            let what = "does not say with which checkpoint, data and tokenizer it was made";
+            return self.warnings.push(format!("{name} {what}"));
+        };
+        if self.of == "kl" && provenance.checkpoints.first().is_none_or(|reference| reference.weights.is_none()) {
+            self.warnings.push(format!("{name} does not say which weights its reference has"));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Compared runs as one page.
 
 use super::tables::{difference, figures, flip_rows, subjects};
-use super::{Compared, DIVERGENCES, Run, facts, farthest_subjects};
+use super::{Compared, Divergences, Run, facts, farthest_subjects};
 use crate::page::plot::{Mark, Rows, Style, legend};
 use crate::page::{document, escape, table};
 use crate::units::counted;
@@ -14,7 +14,7 @@ const SUBJECTS: usize = 200;
 /// The whole page; at most `flips` questions a run.
 pub(super) fn render(compared: &Compared, flips: usize) -> String {
     let names: Vec<String> = compared.runs.iter().enumerate().map(|(i, run)| name(i, run)).collect();
-    let title = format!("{} of {}", task(compared.task), counted(compared.runs.len() as u64, "run"));
+    let title = format!("{} of {}", task(compared.of), counted(compared.runs.len() as u64, "run"));
     let mut page = format!(
         "<h1>{}</h1>\n<p class=\"sub\">Every run is compared with the first; errors are one standard error, \
                             those of differences are paired.</p>\n",
@@ -85,8 +85,8 @@ fn likelihoods(compared: &Compared, series: &[(Style, String)], page: &mut Strin
     }
     if runs.iter().any(|run| run.divergences.is_some()) {
         *page += "<h2>Divergence</h2>\n";
-        for (at, title) in DIVERGENCES.into_iter().enumerate() {
-            let rows = by_run(series, |i| Some(runs[i].divergences.as_ref()?.get(at)?.value));
+        for (at, title) in Divergences::NAMES.into_iter().enumerate() {
+            let rows = by_run(series, |i| Some(runs[i].divergences?.all()[at].value));
             Rows { title, unit: "", series, bars: false, rows }.draw(page);
         }
     }

@@ -1,7 +1,7 @@
 //! Compared runs on a terminal.
 
 use super::super::with_error;
-use super::{Compared, DIVERGENCES, Paired, Run, facts, farthest_subjects};
+use super::{Compared, Divergences, Paired, Run, facts, farthest_subjects};
 use crate::report::table;
 use longshore_eval::compare::{Comparison, Flip, Part};
 use longshore_eval::divergence::Mean;
@@ -84,8 +84,8 @@ pub(super) fn figures(compared: &Compared) -> Vec<Vec<String>> {
         let Mean { mean, error } = run.likelihood?.difference?;
         Some(with_error(mean.exp(), error.map(|e| e * mean.exp()), 5))
     });
-    for (i, name) in DIVERGENCES.into_iter().enumerate() {
-        let of = |run: &Run| -> Option<Paired> { run.divergences.as_ref()?.get(i).copied() };
+    for (i, name) in Divergences::NAMES.into_iter().enumerate() {
+        let of = |run: &Run| -> Option<Paired> { Some(run.divergences?.all()[i]) };
         row(name, &|run| Some(nats(of(run)?.value)));
         row("  difference", &|run| Some(nats(of(run)?.difference?)));
     }
