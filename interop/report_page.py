@@ -1,9 +1,10 @@
-"""Checks a page that `longshore quantize --report FILE` wrote, as a reader's browser would see it.
+"""Checks a page that `longshore quantize --report FILE` or `longshore eval compare --html FILE` wrote, as a reader's browser
+would see it.
 
     python interop/report_page.py report.html [--browser PATH] [--out DIR]
 
-The page must be well-formed, load nothing, have its plots and a mark for every layer of its pattern. Where a headless
-Chromium is found it is also drawn, wide and narrow, and must not be blank.
+The page must be well-formed, load nothing, have its plots; that of a quantization also a mark for every layer of its pattern.
+Where a headless Chromium is found it is also drawn, wide and narrow, and must not be blank.
 """
 
 import argparse
@@ -33,6 +34,14 @@ def check_source(text: str) -> list[str]:
         problems.append("the style loads something")
     if names.count("h1") != 1 or "table" not in names:
         problems.append("the heading or the tables are missing")
+    if not any(element.attrib.get("role") == "img" for element in root.iter(f"{HTML}svg")):
+        problems.append("there is no plot")
+    return problems + (check_layers(root) if "quantization report" in (root.findtext(f".//{HTML}title") or "") else [])
+
+
+def check_layers(root: ElementTree.Element) -> list[str]:
+    """What is wrong with the plots of a quantization."""
+    problems = []
     pattern = next((element.text or "" for element in root.iter(f"{HTML}code")), "")
     titles = [element.text or "" for element in root.iter(f"{HTML}title")]
     for layer, letter in enumerate(pattern):

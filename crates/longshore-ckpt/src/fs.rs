@@ -19,7 +19,7 @@ pub use locked::{LockedFolder, is_held, marked_beside};
 pub use publish::{publish_new, publish_over};
 pub use scratch::ScratchFile;
 pub use staging::{Staging, stale_stagings};
-pub use write::{SeqWriter, copy_small, create_dir, remove_all, rename_durable, sync_dir, write_durable};
+pub use write::{SeqWriter, copy_small, create_dir, remove_all, rename_durable, sync_dir, write_durable, write_output};
 
 use crate::{Error, Result};
 use rustix::fs::{Mode, OFlags};

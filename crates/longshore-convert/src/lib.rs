@@ -11,6 +11,7 @@ pub mod arch;
 pub mod cast;
 mod compare;
 pub mod config;
+pub mod content;
 pub mod diff;
 pub mod error;
 pub mod fingerprint;

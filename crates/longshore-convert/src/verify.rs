@@ -287,6 +287,14 @@ fn check_catalog(catalog: &Catalog, manifest: &Manifest, report: &mut VerifyRepo
     }
 }
 
+/// Whether the checkpoint's tables and the lengths of its data files are those that the manifest promises. No data is read.
+pub(crate) fn fits_manifest(catalog: &Catalog, manifest: &Manifest) -> bool {
+    let mut report = VerifyReport::new();
+    check_catalog(catalog, manifest, &mut report);
+    let sizes: BTreeMap<&str, u64> = manifest.files.iter().map(|file| (file.name.as_str(), file.size)).collect();
+    report.problems.is_empty() && catalog.files.iter().all(|file| sizes.get(file.name.as_str()) == Some(&file.size))
+}
+
 /// The checksums inside the zip archives, where no manifest has better ones.
 fn check_zip_sums(
     catalog: &Catalog,

@@ -1,7 +1,10 @@
-//! Two models' answers to the same questions. The paired difference is several times more certain than the difference of
-//! two accuracies: questions on which both agree say nothing about it.
+//! Two models on the same questions or windows. The paired difference is several times more certain than the difference of
+//! two scores: questions on which both agree say nothing about it.
 
-use crate::mmlu::Record;
+use crate::divergence::{self, Mean};
+use crate::mmlu::{CATEGORIES, Record, category};
+use crate::perplexity;
+use crate::saved::{Outcome, Run};
 use crate::statistics::{Cluster, clustered_error, mean};
 use crate::{Error, Result};
 use serde::Serialize;
@@ -20,6 +23,47 @@ pub struct Flip {
     pub first: Option<u8>,
     /// The second model's choice, likewise.
     pub second: Option<u8>,
+}
+
+/// What a part of the questions says.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Part {
+    /// The subject or category.
+    pub name: String,
+    /// Questions.
+    pub questions: usize,
+    /// The first model's accuracy.
+    pub first: f64,
+    /// The second model's accuracy.
+    pub second: f64,
+    /// `second - first`.
+    pub difference: f64,
+    /// Its standard error, as [`Comparison::difference_error`].
+    pub difference_error: Option<f64>,
+    /// Questions that only the first model answered right.
+    pub only_first: usize,
+    /// Questions that only the second model answered right.
+    pub only_second: usize,
+}
+
+impl Part {
+    /// Of pairs: whether the first model is right, and the second.
+    fn of(name: &str, pairs: &[(bool, bool)]) -> Self {
+        let differences: Vec<Cluster> =
+            pairs.iter().map(|&(a, b)| Cluster::of([f64::from(i8::from(b) - i8::from(a))])).collect();
+        let count = |is: fn(&(bool, bool)) -> bool| pairs.iter().filter(|&pair| is(pair)).count();
+        let accuracy = |right: usize| right as f64 / pairs.len() as f64;
+        Self {
+            name: name.to_owned(),
+            questions: pairs.len(),
+            first: accuracy(count(|&(a, _)| a)),
+            second: accuracy(count(|&(_, b)| b)),
+            difference: mean(&differences),
+            difference_error: clustered_error(&differences),
+            only_first: count(|&(a, b)| a && !b),
+            only_second: count(|&(a, b)| b && !a),
+        }
+    }
 }
 
 /// What two lists of answers have in common, and what not.
@@ -48,13 +92,17 @@ pub struct Comparison {
     pub p_value: f64,
     /// The questions behind `only_first` and `only_second`, in the order of the first list.
     pub flips: Vec<Flip>,
+    /// By category, those with questions; subjects that MMLU does not have are in none.
+    pub categories: Vec<Part>,
+    /// By subject, sorted.
+    pub subjects: Vec<Part>,
 }
 
 /// Sets two lists side by side, which must hold the same questions with the same right answers, in any order.
 pub fn compare(first: &[Record], second: &[Record]) -> Result<Comparison> {
     let mut others = by_question(second)?;
     by_question(first)?;
-    let mut differences = Vec::with_capacity(first.len());
+    let mut by_subject: BTreeMap<&str, Vec<(bool, bool)>> = BTreeMap::new();
     let (mut flips, mut other_prompts, mut other_choices) = (Vec::new(), 0, 0);
     let mut unpaired = Vec::new();
     for a in first {
@@ -67,7 +115,7 @@ pub fn compare(first: &[Record], second: &[Record]) -> Result<Comparison> {
         }
         other_prompts += usize::from(a.prompt_hash != b.prompt_hash);
         other_choices += usize::from(a.choice != b.choice);
-        differences.push(Cluster::of([f64::from(i8::from(b.correct) - i8::from(a.correct))]));
+        by_subject.entry(&a.subject).or_default().push((a.correct, b.correct));
         if a.correct != b.correct {
             let (subject, index, answer) = (a.subject.clone(), a.index, a.answer);
             flips.push(Flip { subject, index, answer, first: a.choice, second: b.choice });
@@ -77,24 +125,32 @@ pub fn compare(first: &[Record], second: &[Record]) -> Result<Comparison> {
     if !unpaired.is_empty() {
         return Err(different(&unpaired));
     }
-    if differences.is_empty() {
+    let all = Part::of("", &by_subject.values().flatten().copied().collect::<Vec<_>>());
+    if all.questions == 0 {
         return Err(Error::Invalid("no questions to compare".into()));
     }
-    let accuracy = |records: &[Record]| records.iter().filter(|r| r.correct).count() as f64 / records.len() as f64;
-    let only_second = flips.iter().filter(|flip| flip.second == Some(flip.answer)).count();
-    let only_first = flips.len() - only_second;
+    let mut categories = Vec::with_capacity(CATEGORIES.len());
+    for (wanted, _) in CATEGORIES {
+        let subjects = by_subject.iter().filter(|(subject, _)| category(subject) == Some(wanted));
+        let pairs: Vec<(bool, bool)> = subjects.flat_map(|(_, pairs)| pairs).copied().collect();
+        if !pairs.is_empty() {
+            categories.push(Part::of(wanted.name(), &pairs));
+        }
+    }
     Ok(Comparison {
-        questions: differences.len(),
+        questions: all.questions,
         other_prompts,
-        first: accuracy(first),
-        second: accuracy(second),
-        difference: mean(&differences),
-        difference_error: clustered_error(&differences),
-        only_first,
-        only_second,
+        first: all.first,
+        second: all.second,
+        difference: all.difference,
+        difference_error: all.difference_error,
+        only_first: all.only_first,
+        only_second: all.only_second,
         other_choices,
-        p_value: mcnemar(only_first, only_second),
+        p_value: mcnemar(all.only_first, all.only_second),
         flips,
+        categories,
+        subjects: by_subject.iter().map(|(subject, pairs)| Part::of(subject, pairs)).collect(),
     })
 }
 
@@ -132,4 +188,117 @@ pub fn mcnemar(one_way: usize, other_way: usize) -> f64 {
         sum += term.exp();
     }
     (2.0 * sum).min(1.0)
+}
+
+/// The mean over windows with these sums of so many values, and its error, clustered by window.
+fn of_windows(windows: impl Iterator<Item = (f64, usize)>) -> Mean {
+    let clusters: Vec<Cluster> = windows.map(|(sum, count)| Cluster { sum, count }).collect();
+    Mean { mean: mean(&clusters), error: clustered_error(&clusters) }
+}
+
+/// The mean negative log-likelihood of a perplexity run, in nats a token.
+pub fn likelihood(windows: &[perplexity::WindowSum]) -> Mean {
+    of_windows(windows.iter().map(|w| (w.nll, w.tokens)))
+}
+
+/// The difference of two perplexity runs over the same windows, second less first, in nats a token: the logarithm of the
+/// ratio of the perplexities. Its error is that of the windows' differences.
+pub fn compare_likelihoods(first: &[perplexity::WindowSum], second: &[perplexity::WindowSum]) -> Mean {
+    of_windows(first.iter().zip(second).map(|(a, b)| (b.nll - a.nll, a.tokens)))
+}
+
+/// The means of a divergence run, in the order of [`divergence::WindowSum`]'s sums.
+pub fn divergences(windows: &[divergence::WindowSum]) -> [Mean; 4] {
+    [0, 1, 2, 3].map(|i| of_windows(windows.iter().map(|w| (w.sums()[i], w.positions))))
+}
+
+/// The differences of two divergence runs over the same windows, second less first, likewise.
+pub fn compare_divergences(first: &[divergence::WindowSum], second: &[divergence::WindowSum]) -> [Mean; 4] {
+    let pairs = || first.iter().zip(second);
+    [0, 1, 2, 3].map(|i| of_windows(pairs().map(|(a, b)| (b.sums()[i] - a.sums()[i], a.positions))))
+}
+
+/// How a second run differs from a first in what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Mismatch {
+    /// What differs.
+    pub what: &'static str,
+    /// What the first has.
+    pub first: String,
+    /// What the second has.
+    pub second: String,
+    /// Whether no figure of the two can be compared.
+    pub fatal: bool,
+}
+
+/// Something that a run says of what was asked: its name, and how to find it.
+type Fact = (&'static str, fn(&Run) -> Option<String>);
+
+/// What decides which windows were scored.
+const OF_WINDOWS: [Fact; 5] = [
+    ("data (SHA-256)", |run| Some(run.provenance.as_ref()?.text.as_ref()?.data_sha256.clone())),
+    ("windowing", |run| serde_json::to_string(&run.provenance.as_ref()?.text.as_ref()?.windowing).ok()),
+    ("tokenizer (SHA-256)", |run| Some(run.provenance.as_ref()?.tokenizer.as_ref()?.sha256.clone())),
+    ("number of windows", |run| Some(run.outcome.window_sizes()?.len().to_string())),
+    ("tokens scored", |run| Some(run.outcome.window_sizes()?.iter().sum::<usize>().to_string())),
+];
+
+/// What may differ between runs whose figures can be compared, and is to be known.
+const OF_PROMPTS: [Fact; 8] = [
+    ("tokenizer (SHA-256)", |run| Some(run.provenance.as_ref()?.tokenizer.as_ref()?.sha256.clone())),
+    ("token put first", |run| {
+        let id = run.provenance.as_ref()?.tokenizer.as_ref()?.begin_of_text;
+        Some(id.map_or_else(none, |id| id.to_string()))
+    }),
+    ("questions (SHA-256)", |run| Some(run.asked()?.data_sha256.clone())),
+    ("style", |run| Some(run.asked()?.style.clone())),
+    ("examples", |run| Some(run.asked()?.few_shots.to_string())),
+    ("fraction", |run| Some(run.asked()?.fraction.to_string())),
+    ("subjects", |run| Some(run.asked()?.subjects.join(" "))),
+    ("limit", |run| Some(run.asked()?.limit.map_or_else(none, |limit| limit.to_string()))),
+];
+
+const REFERENCE: Fact = ("reference's weights (SHA-256)", |run| {
+    Some(run.provenance.as_ref()?.checkpoints.first()?.weights.as_ref()?.sha256.clone())
+});
+
+fn none() -> String {
+    "none".to_owned()
+}
+
+/// Everything that differs between what two runs were asked. Where a run does not say, nothing is known to differ.
+pub fn mismatches(first: &Run, second: &Run) -> Vec<Mismatch> {
+    let differ = |(what, of): Fact, fatal| {
+        let (first, second) = (of(first)?, of(second)?);
+        (first != second).then_some(Mismatch { what, first, second, fatal })
+    };
+    if let Some(mismatch) = differ(("task", |run| Some(run.outcome.task().to_owned())), true) {
+        return vec![mismatch];
+    }
+    let mut found = Vec::new();
+    if let Outcome::Divergence(..) = first.outcome {
+        found.extend(differ(REFERENCE, true));
+    }
+    // The windows themselves say more than the names of files, which tell why they differ.
+    let windows: Fact =
+        ("windows (SHA-256)", |run| Some(run.provenance.as_ref()?.text.as_ref()?.windows_sha256.clone()));
+    let other_windows = differ(windows, true);
+    if other_windows.is_some() || first.outcome.window_sizes() != second.outcome.window_sizes() {
+        let why: Vec<Mismatch> = OF_WINDOWS.into_iter().filter_map(|fact| differ(fact, true)).collect();
+        if why.is_empty() {
+            let [a, b] = [first, second].map(|run| run.outcome.window_sizes().unwrap_or_default());
+            let at = a.iter().zip(&b).position(|(a, b)| a != b).unwrap_or_default();
+            let size = |sizes: &[usize]| format!("{} tokens in window {}", sizes.get(at).unwrap_or(&0), at + 1);
+            let by_size = || Mismatch { what: "windows", first: size(&a), second: size(&b), fatal: true };
+            found.push(other_windows.unwrap_or_else(by_size));
+        }
+        found.extend(why);
+    }
+    let told = |found: &[Mismatch], what| found.iter().any(|m: &Mismatch| m.what == what);
+    for fact in OF_PROMPTS {
+        if !told(&found, fact.0) {
+            found.extend(differ(fact, false));
+        }
+    }
+    found
 }

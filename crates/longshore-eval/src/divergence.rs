@@ -3,7 +3,7 @@
 use crate::perplexity::outside;
 use crate::statistics::{Cluster, clustered_error, mean, quantile};
 use crate::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Two distributions at one position.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,6 +64,28 @@ pub struct Divergence {
     windows: Vec<[Cluster; 4]>,
 }
 
+/// What is kept of a window: sums over its positions.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WindowSum {
+    /// Positions.
+    pub positions: usize,
+    /// Of [`Position::kl`].
+    pub kl: f64,
+    /// Of [`Position::reverse_kl`].
+    pub reverse_kl: f64,
+    /// Positions where both hold the same token most likely.
+    pub same_top: f64,
+    /// Of [`Position::nll_difference`].
+    pub nll_difference: f64,
+}
+
+impl WindowSum {
+    /// The sums, in the order of the fields.
+    pub fn sums(&self) -> [f64; 4] {
+        [self.kl, self.reverse_kl, self.same_top, self.nll_difference]
+    }
+}
+
 /// A mean, and its standard error clustered by window (`None` for one window).
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Mean {
@@ -113,6 +135,18 @@ impl Divergence {
             sum(|p| f64::from(u8::from(p.same_top))),
             sum(|p| p.nll_difference),
         ]);
+    }
+
+    /// The sums, window by window, without those that have no positions.
+    pub fn windows(&self) -> Vec<WindowSum> {
+        let of = |[kl, reverse_kl, same_top, nll_difference]: &[Cluster; 4]| WindowSum {
+            positions: kl.count,
+            kl: kl.sum,
+            reverse_kl: reverse_kl.sum,
+            same_top: same_top.sum,
+            nll_difference: nll_difference.sum,
+        };
+        self.windows.iter().map(of).collect()
     }
 
     /// The summary; `None` without positions.

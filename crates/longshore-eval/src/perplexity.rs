@@ -2,11 +2,11 @@
 
 use crate::statistics::{Cluster, clustered_error, mean, total};
 use crate::{Error, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// How a token stream is cut. Perplexities of different windowings are different numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Windowing {
     /// Windows of `length` tokens side by side; all but the first token of each are scored, the remainder of the stream is
@@ -131,6 +131,15 @@ pub struct Perplexity {
     squares: f64,
 }
 
+/// What is kept of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WindowSum {
+    /// The sum of its negative log-likelihoods, in nats.
+    pub nll: f64,
+    /// Tokens scored.
+    pub tokens: usize,
+}
+
 /// What a text's likelihood comes to. Errors are one standard error, in the unit of what they belong to.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Figures {
@@ -174,6 +183,11 @@ impl Perplexity {
             self.windows.push(Cluster::of(nlls.iter().copied()));
         }
         Ok(())
+    }
+
+    /// The sums, window by window, without those that score nothing.
+    pub fn windows(&self) -> Vec<WindowSum> {
+        self.windows.iter().map(|window| WindowSum { nll: window.sum, tokens: window.count }).collect()
     }
 
     /// The figures, where `words` and `bytes` count the scored tokens' text. `None` without tokens.

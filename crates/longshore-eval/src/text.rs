@@ -3,6 +3,7 @@
 use crate::{Error, Problems, Result};
 use longshore_ckpt::fs;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use std::io::Read;
 use std::path::Path;
 
@@ -18,6 +19,15 @@ pub enum Text {
     Ids(Vec<Vec<u32>>),
 }
 
+/// A file that was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TextFile {
+    /// What it holds.
+    pub text: Text,
+    /// The SHA-256 of its bytes, uncompressed, in hexadecimal.
+    pub sha256: String,
+}
+
 #[derive(Deserialize)]
 struct Line {
     input_ids: Vec<u32>,
@@ -25,17 +35,21 @@ struct Line {
 
 /// Reads a UTF-8 text, or token ids as JSON lines (`{"input_ids": […]}`, of a file named `.jsonl`); plain or gzip. All malformed
 /// lines are reported together.
-pub fn read(path: &Path) -> Result<Text> {
+pub fn read(path: &Path) -> Result<TextFile> {
     let bytes = plain(path)?;
+    let sha256 = format!("{:x}", Sha256::digest(&bytes));
     let ends = |path: &Path, ending: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(ending));
     let unpacked = path.with_extension("");
     if ends(path, "jsonl") || (ends(path, "gz") && ends(&unpacked, "jsonl")) {
-        return Ok(Text::Ids(ids(path, &bytes)?));
+        return Ok(TextFile { text: Text::Ids(ids(path, &bytes)?), sha256 });
     }
     let unreadable = |what: String| Error::Unreadable { path: path.to_owned(), what };
     let text = String::from_utf8(bytes)
         .map_err(|e| unreadable(format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to())))?;
-    if text.trim().is_empty() { Err(unreadable("there is no text".into())) } else { Ok(Text::Plain(text)) }
+    if text.trim().is_empty() {
+        return Err(unreadable("there is no text".into()));
+    }
+    Ok(TextFile { text: Text::Plain(text), sha256 })
 }
 
 fn ids(path: &Path, bytes: &[u8]) -> Result<Vec<Vec<u32>>> {

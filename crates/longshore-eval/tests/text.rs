@@ -1,9 +1,13 @@
 //! Texts and token ids.
 
 use flate2::write::GzEncoder;
-use longshore_eval::text::{Text, read};
+use longshore_eval::text::{self, Text};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+fn read(path: &Path) -> longshore_eval::Result<Text> {
+    text::read(path).map(|file| file.text)
+}
 
 fn file(dir: &tempfile::TempDir, name: &str, bytes: &[u8]) -> PathBuf {
     let path = dir.path().join(name);
@@ -26,6 +30,11 @@ fn texts_and_ids_are_read_plain_and_compressed() {
     let ids = Text::Ids(vec![vec![1, 2], vec![3, 4, 5]]);
     assert_eq!(read(&file(&dir, "a.jsonl", lines)).unwrap(), ids);
     assert_eq!(read(&file(&dir, "a.jsonl.gz", &gzip(lines))).unwrap(), ids);
+    // printf 'abc' | sha256sum
+    let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    for (name, bytes) in [("h.txt", b"abc".to_vec()), ("h.txt.gz", gzip(b"abc"))] {
+        assert_eq!(text::read(&file(&dir, name, &bytes)).unwrap().sha256, abc, "{name}");
+    }
 }
 
 #[test]

@@ -28,6 +28,13 @@ pub(crate) struct Piece {
     pub(crate) continued: usize,
 }
 
+impl Piece {
+    /// All of a prompt.
+    fn whole((prompt, ids): (usize, &Vec<u32>)) -> Self {
+        Self { prompt, rows: 0..ids.len(), after: None, continued: 0 }
+    }
+}
+
 /// Rows that are computed together: pieces, or parts of them. Only the last of a batch may go on in the next.
 pub(crate) type Batch = Vec<(usize, Range<usize>)>;
 
@@ -42,16 +49,15 @@ pub struct Schedule {
 impl Schedule {
     /// Every token of every prompt, prompt by prompt.
     pub fn whole(prompts: &[Vec<u32>], batch_tokens: usize) -> Self {
-        let piece = |(prompt, ids): (usize, &Vec<u32>)| Piece { prompt, rows: 0..ids.len(), after: None, continued: 0 };
-        Self::of(prompts.iter().enumerate().map(piece).collect(), batch_tokens)
+        Self::shared(prompts, prompts.len(), batch_tokens)
     }
 
     /// Beginnings that prompts share are computed once, under the name of one of them: the other prompts' rows begin after
-    /// it. Every prompt keeps at least its last token.
-    pub fn shared(prompts: &[Vec<u32>], batch_tokens: usize) -> Self {
-        let mut order: Vec<usize> = (0..prompts.len()).collect();
+    /// it. Every prompt keeps at least its last token. The first `whole` prompts share nothing.
+    pub fn shared(prompts: &[Vec<u32>], whole: usize, batch_tokens: usize) -> Self {
+        let mut order: Vec<usize> = (whole..prompts.len()).collect();
         order.sort_by_key(|&prompt| &prompts[prompt]);
-        let mut pieces: Vec<Piece> = Vec::new();
+        let mut pieces: Vec<Piece> = prompts.iter().take(whole).enumerate().map(Piece::whole).collect();
         let (mut waiting, mut tokens): (Vec<(usize, &[usize])>, usize) = (Vec::new(), 0);
         let groups = groups(prompts, &order);
         for (at, (members, shared)) in groups.iter().enumerate() {
@@ -234,7 +240,7 @@ mod tests {
             prompt(9, 10, &[2, 2, 2]),
             prompt(7, 20, &[1, 4]),
         ];
-        let got = Schedule::shared(&prompts, 16);
+        let got = Schedule::shared(&prompts, 0, 16);
         let want = [
             piece(0, 0..20, None, 3),
             piece(3, 0..3, None, 0),
@@ -264,7 +270,7 @@ mod tests {
     #[test]
     fn short_beginnings_share_a_batch() {
         let prompts: Vec<Vec<u32>> = (0..6).map(|i| prompt(i / 2, 10, &[i, 50])).collect();
-        let got = Schedule::shared(&prompts, 64);
+        let got = Schedule::shared(&prompts, 0, 64);
         assert_eq!(got.batches.len(), 2);
         assert_eq!(got.batches[0], [(0, 0..10), (1, 0..10), (2, 0..10)]);
         assert_eq!(got.rows(), 3 * 10 + 6 * 2);
@@ -283,14 +289,28 @@ mod tests {
     }
 
     #[test]
+    fn the_first_prompts_may_share_nothing() {
+        let prompts = [prompt(7, 20, &[1]), prompt(7, 20, &[2]), prompt(7, 20, &[3]), prompt(7, 20, &[4])];
+        let got = Schedule::shared(&prompts, 2, 64);
+        let want = [
+            piece(0, 0..21, None, 0),
+            piece(1, 0..21, None, 0),
+            piece(2, 0..20, None, 2),
+            piece(2, 20..21, Some(2), 0),
+            piece(3, 20..21, Some(2), 0),
+        ];
+        assert_eq!(got.pieces, want);
+    }
+
+    #[test]
     fn a_prompt_keeps_its_last_token() {
         let prompts = [vec![3; 20], vec![3; 20], vec![3; 12]];
-        let got = Schedule::shared(&prompts, 100);
+        let got = Schedule::shared(&prompts, 0, 100);
         for prompt in 0..3 {
             let last = got.pieces.iter().filter(|p| p.prompt == prompt && p.continued == 0);
             let ends: Vec<_> = last.map(|p| p.rows.clone()).collect();
             assert!(ends.len() == 1 && ends[0].end == prompts[prompt].len() && !ends[0].is_empty(), "{got:?}");
         }
-        assert_eq!(Schedule::shared(&[], 5).batches.len(), 0);
+        assert_eq!(Schedule::shared(&[], 0, 5).batches.len(), 0);
     }
 }

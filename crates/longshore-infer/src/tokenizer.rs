@@ -15,8 +15,11 @@ pub use stream::TextStream;
 use longshore_ckpt::fs;
 use std::path::{Path, PathBuf};
 
+/// The file of a tokenizer.
+pub const NAME: &str = "tokenizer.json";
+
 /// Larger files are no tokenizer: 64 MiB. The largest seen have 40.
-const MAX_SIZE: u64 = 64 << 20;
+pub const MAX_SIZE: u64 = 64 << 20;
 
 /// Ids from here on are refused: a table with a row for each of them would not fit. The largest vocabularies have 2^18.
 const MAX_IDS: usize = 1 << 24;
@@ -69,7 +72,7 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// The tokenizer of `tokenizer.json` in `folder`; `None` where there is none.
     pub fn load(folder: &Path) -> Result<Option<Self>, TokenizerError> {
-        let path = folder.join("tokenizer.json");
+        let path = folder.join(NAME);
         if !fs::exists(&path) {
             return Ok(None);
         }
@@ -87,6 +90,13 @@ impl Tokenizer {
         }
         let joining = stream::Joining::of(&inner);
         Ok(Self { inner, vocab_size, joining })
+    }
+
+    /// The token that the tokenizer's own rules put before every text, if any.
+    pub fn begin_of_text(&self) -> Result<Option<u32>, TokenizerError> {
+        let [with, without] = [self.encode("a", true)?, self.encode("a", false)?];
+        // Others end texts only.
+        Ok(with.split_first().filter(|(_, rest)| rest.starts_with(&without)).map(|(first, _)| *first))
     }
 
     /// The ids of a text. `add_special_tokens` adds what the tokenizer's post-processor adds (BOS, for most); tokens

@@ -188,7 +188,7 @@ fn shared_beginnings_change_no_bit() {
         let whole = last_logits(&all, Schedule::whole(&prompts, 64));
         assert!(whole.iter().all(|row| !row.is_empty()));
         for batch in [7, 64, 1000] {
-            let schedule = Schedule::shared(&prompts, batch);
+            let schedule = Schedule::shared(&prompts, 0, batch);
             assert!(schedule.rows() < prompts.iter().map(Vec::len).sum::<usize>() - 600, "{}", schedule.rows());
             assert!(last_logits(&all, schedule.clone()) == whole, "{precision:?} {batch}");
             // In just enough memory.

@@ -77,6 +77,16 @@ impl Opened {
         self.tokenizer.as_ref().ok_or_else(|| UsageError::NoTokenizer { path: self.companions.clone() })
     }
 
+    /// The token that the tokenizer's own rules put before every text, if any.
+    pub(crate) fn begin_of_text(&self) -> Result<Option<u32>> {
+        Ok(self.tokenizer.as_ref().map_or(Ok(None), Tokenizer::begin_of_text)?)
+    }
+
+    /// The folder that was opened.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.opened.0
+    }
+
     /// The chat template.
     pub(crate) fn template(&self) -> Result<ChatTemplate> {
         let none = || ChatError::NoTemplate { folder: self.companions.clone() };
@@ -142,14 +152,7 @@ pub(crate) fn load(
     models: u64,
 ) -> Result<Arc<Model<Cpu>>> {
     let threads = threads(args.threads);
-    let dt_min = match args.dt_min {
-        None => None,
-        Some(DtMin::Value(x)) => Some(x),
-        Some(DtMin::Config) => {
-            let stored = source.model.config.forward.time_step_min;
-            Some(stored.ok_or(UsageError::NotInConfig { field: "time_step_min" })? as f32)
-        }
-    };
+    let dt_min = dt_min(&source, args)?;
     let memory = args.memory.or_else(free_memory).map(|budget| (budget / models, demand));
     let backend = Cpu::new(threads, precision).context("starting threads")?;
     let element = match precision {
@@ -161,10 +164,34 @@ pub(crate) fn load(
     Ok(Model::load(source, backend, &ModelOptions { dt_min, memory, threads, quant, packed })?)
 }
 
+/// The lower bound of a prompt's time steps.
+pub(crate) fn dt_min(source: &Source, args: &EngineArgs) -> Result<Option<f32>, UsageError> {
+    Ok(match args.dt_min {
+        None => None,
+        Some(DtMin::Value(x)) => Some(x),
+        Some(DtMin::Config) => {
+            let stored = source.model.config.forward.time_step_min;
+            Some(stored.ok_or(UsageError::NotInConfig { field: "time_step_min" })? as f32)
+        }
+    })
+}
+
 /// A model with its tokenizer.
 pub(crate) struct Loaded {
     pub(crate) model: Arc<Model<Cpu>>,
     pub(crate) tokenizer: Option<Tokenizer>,
+}
+
+impl Loaded {
+    /// Whether nothing says which rows of the vocabulary are padding: a checkpoint without a config of its own.
+    pub(crate) fn may_be_padded(&self) -> bool {
+        self.model.source().model.folder.is_none()
+    }
+
+    /// Rows of the vocabulary without padding.
+    pub(crate) fn real_rows(&self) -> Result<usize> {
+        Ok(if self.may_be_padded() { self.model.trained_rows()? } else { self.model.vocab() })
+    }
 }
 
 /// Where activations go that do not fit.

@@ -71,6 +71,18 @@ pub(crate) enum UsageError {
     /// A server with no model, or a choice of them.
     #[error("`{url}` lists {}", listed(.models))]
     Models { url: String, models: Vec<String> },
+    /// Files that are no saved runs.
+    #[error("{}", problems.join("\n"))]
+    NoRuns { problems: Vec<String> },
+    /// Saved runs that are not of the same questions or windows.
+    #[error("the runs cannot be compared with the first:\n  {}", problems.join("\n  "))]
+    NotComparable { problems: Vec<String> },
+    /// Flags about questions where none are asked.
+    #[error("`--style`, `--few-shots`, `--fraction` and `--subjects` are about questions, and `--mmlu` names none")]
+    NoQuestions,
+    /// Two models whose distributions are over different tokens.
+    #[error("the vocabularies have {a} and {b} rows, padding not counted")]
+    Vocabularies { a: usize, b: usize },
     /// A field of the config that an option asks for.
     #[error("the config does not say `{field}`")]
     NotInConfig { field: &'static str },

@@ -17,6 +17,7 @@ mod locate;
 mod model_args;
 mod nearest;
 mod options;
+mod page;
 mod passes;
 mod progress_bar;
 mod prompts;

@@ -25,11 +25,11 @@ pub(crate) fn sweep<'a>(
     (engine, save): (&EngineArgs, &SaveArgs),
     key: &str,
     report: &'a Report,
-) -> Result<(Sweep<Cpu>, Saver<'a>)> {
+) -> Result<Pass<'a>> {
     // Each pass has a place of its own: others may be interrupted, and go on later.
     let beside = scratch(engine).join(format!("longshore-eval-{key}"));
     let mut saver = Saver::open(Place { beside: &beside, mark: MARK }, key, save, report)?;
-    let rows = schedule.rows();
+    let (started, rows) = (Instant::now(), schedule.rows());
     let mut sweep = Sweep::over(&loaded.model, prompts, schedule, &scratch(engine))?;
     let layers = loaded.model.n_layers();
     let before = saver.resume(layers, |saved| sweep.resume(saved, |_, (): &()| true))?;
@@ -40,7 +40,26 @@ pub(crate) fn sweep<'a>(
         progress.show(layer + 1, report);
     }
     progress.end("Evaluated", rows, report);
-    Ok((sweep, saver))
+    Ok(Pass { sweep, saver, tokens: rows, resumed: before.len(), took: started.elapsed() })
+}
+
+/// A pass that is done.
+pub(crate) struct Pass<'a> {
+    pub(crate) sweep: Sweep<Cpu>,
+    /// Holds the saved pass until its result is safe.
+    pub(crate) saver: Saver<'a>,
+    /// Tokens that every layer computed.
+    tokens: usize,
+    /// Layers that an earlier run had done.
+    resumed: usize,
+    took: Duration,
+}
+
+impl Pass<'_> {
+    /// What `--json` says of it.
+    pub(crate) fn figures(&self) -> Value {
+        json!({"tokens": self.tokens, "resumed_layers": self.resumed, "seconds": self.took.as_secs_f64()})
+    }
 }
 
 /// What a pass will do, at the rates measured now.

@@ -48,9 +48,14 @@ impl<'a> ProgressBar<'a> {
             register_conditional_shutdown(signal, 130, Arc::clone(&stop))?;
             register(signal, Arc::clone(&stop))?;
         }
+        Ok(Self { stop, ..Self::deaf(report) })
+    }
+
+    /// Leaves Ctrl-C as it is: what comes after this bar would not ask whether to stop.
+    pub(crate) fn deaf(report: &'a Report) -> Self {
         let now = Instant::now();
         let state = State { word: String::new(), total: 0, shown_at: now, shown_bytes: 0, samples: VecDeque::new() };
-        Ok(Self { report, done: AtomicU64::new(0), state: Mutex::new(state), stop })
+        Self { report, done: AtomicU64::new(0), state: Mutex::new(state), stop: Arc::default() }
     }
 
     /// Takes the bar off the screen.

@@ -4,6 +4,7 @@ use crate::cli::{Color, Global};
 use crate::hint::hint;
 use crate::options::Env;
 use longshore_convert::Error;
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -166,12 +167,8 @@ impl Report {
 
     /// The one JSON object of a command: the common fields, then those of `fields`.
     #[expect(clippy::unused_self, reason = "all output passes through a report")]
-    pub(crate) fn json(&self, command: &str, fields: &Value) -> std::io::Result<()> {
-        let mut object = json!({"schema": SCHEMA, "command": command});
-        if let (Value::Object(object), Value::Object(fields)) = (&mut object, fields) {
-            object.extend(fields.clone());
-        }
-        stdout(&format!("{object:#}\n"))
+    pub(crate) fn json(&self, command: &str, fields: &impl Serialize) -> std::io::Result<()> {
+        stdout(&object(command, fields)?)
     }
 
     fn stderr(&self, text: &str) {
@@ -183,6 +180,18 @@ impl Report {
     fn paint(&self, color: &str, text: &str) -> String {
         if self.color { format!("{color}{text}{PLAIN}") } else { text.to_owned() }
     }
+}
+
+/// The common fields, then those of `fields`, as JSON with a line end.
+pub(crate) fn object(command: &str, fields: &impl Serialize) -> std::io::Result<String> {
+    #[derive(Serialize)]
+    struct Object<'a, T> {
+        schema: u64,
+        command: &'a str,
+        #[serde(flatten)]
+        fields: &'a T,
+    }
+    Ok(serde_json::to_string_pretty(&Object { schema: SCHEMA, command, fields })? + "\n")
 }
 
 fn stdout(text: &str) -> std::io::Result<()> {

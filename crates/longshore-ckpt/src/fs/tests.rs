@@ -173,6 +173,23 @@ fn write_durable_replaces_and_leaves_no_trace() {
 }
 
 #[test]
+fn write_output_replaces_files_and_writes_into_pipes() {
+    let dir = temp();
+    let (file, pipe) = (dir.path().join("f"), dir.path().join("pipe"));
+    write(&file, "old");
+    write_output(&file, b"new").unwrap();
+    assert_eq!(read(&file), "new");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || read(&pipe)
+    });
+    write_output(&pipe, b"through").unwrap();
+    assert_eq!(reader.join().unwrap(), "through");
+    assert_eq!(list(dir.path()).unwrap(), ["f", "pipe"]);
+}
+
+#[test]
 fn folders_are_created_with_their_parents_and_removed_without_following() {
     let dir = temp();
     let deep = dir.path().join("a/b/c");

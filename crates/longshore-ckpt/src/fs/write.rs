@@ -87,6 +87,16 @@ pub fn write_durable(path: &Path, bytes: &[u8]) -> Result<()> {
     rename_durable(&tmp, path)
 }
 
+/// [`write_durable`] for what a user names: a pipe or a device, `/dev/stdout` for one, is written into and not replaced.
+pub fn write_output(path: &Path, bytes: &[u8]) -> Result<()> {
+    match std::fs::metadata(path) {
+        Ok(meta) if !meta.is_file() && !meta.is_dir() => {
+            std::fs::write(path, bytes).map_err(|e| io_error("writing", path, e))
+        }
+        _ => write_durable(path, bytes),
+    }
+}
+
 /// Copies a file of at most `max_bytes` bytes with [`write_durable`]; links are followed at `from`.
 pub fn copy_small(from: &Path, to: &Path, max_bytes: u64) -> Result<()> {
     write_durable(to, &super::read_small(from, max_bytes)?)

@@ -20,7 +20,7 @@ pub(crate) struct Tensor {
 }
 
 impl Tensor {
-    fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.shape.iter().product::<u64>() * self.dtype.size()
     }
 }

@@ -2,9 +2,11 @@
 
 use crate::hf_folder::{self, Tensor, declared};
 use crate::random::Random;
-use longshore_ckpt::{Catalog, Dtype};
+use longshore_ckpt::{Catalog, Dtype, torch_dist};
 use longshore_convert::arch::{self, SpecKeys};
 use longshore_convert::config::{Attention, LayerSpec, Mamba, Mlp, ModelConfig, Moe, Mtp, release};
+use longshore_convert::content::content_hash;
+use longshore_convert::manifest;
 use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, NormKeys, SpecName};
 use longshore_convert::plan::{plan_export, plan_import};
 use longshore_convert::progress::Silent;
@@ -151,6 +153,19 @@ proptest! {
     }
 }
 
+/// Flips a bit of the last byte of the last tensor in `folder`.
+fn damage(folder: &Path) {
+    let catalog = Catalog::open(folder).unwrap();
+    let end = |file: u32| {
+        let extents = catalog.tensors.values().flat_map(|info| &info.chunks).map(|chunk| chunk.extent);
+        extents.filter(|e| e.file == file && e.len > 0).map(|e| e.offset + e.len).max()
+    };
+    let (file, end) = (0..catalog.files.len() as u32).rev().find_map(|file| Some((file, end(file)?))).unwrap();
+    let mut bytes = std::fs::read(catalog.path(file)).unwrap();
+    bytes[end as usize - 1] ^= 1;
+    std::fs::write(catalog.path(file), bytes).unwrap();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 60, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
@@ -180,5 +195,20 @@ proptest! {
         execute(&plan_export(&mc, &back, &export).unwrap(), &run, &Silent).unwrap();
         prop_assert!(contents(&source) == contents(&back));
         prop_assert_eq!(std::fs::read(source.join("config.json")).unwrap(), std::fs::read(back.join("config.json")).unwrap());
+
+        // The hash of the tensors is that of the bytes, whoever took their checksums and however many files they are in.
+        let hash = |path: &Path, threads| content_hash(path, threads, &Silent).unwrap();
+        let of_source = hash(&source, 1);
+        prop_assert_eq!(of_source.bytes, tensors.iter().map(Tensor::size).sum::<u64>());
+        for folder in [torch_dist::inner_folder(&mc).unwrap(), back] {
+            let promised = hash(&folder, 1);
+            std::fs::remove_file(folder.join(manifest::NAME)).unwrap();
+            let found = hash(&folder, 3);
+            prop_assert_eq!((promised.from_manifest, found.from_manifest), (true, false));
+            prop_assert_eq!(&promised.sha256, &found.sha256);
+            prop_assert_eq!(found.sha256 == of_source.sha256, !folder.starts_with(&mc));
+        }
+        damage(&source);
+        prop_assert!(hash(&source, 2).sha256 != of_source.sha256);
     }
 }

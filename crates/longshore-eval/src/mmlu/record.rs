@@ -4,6 +4,7 @@ use super::{Choice, LETTERS, Row, choose, choose_present};
 use crate::{Error, Problems, Result};
 use longshore_ckpt::fs;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
@@ -86,6 +87,18 @@ impl Record {
         Ok(Self { subject, index: row.index, prompt_hash, given, choice, answer, correct: choice == Some(answer) })
     }
 
+    /// What of it contradicts the rest.
+    fn contradiction(&self) -> Option<String> {
+        if !self.given.choose().is_ok_and(|c| c.map(|c| c.choice) == self.choice) {
+            let choice = self.choice.map_or("null", name);
+            return Some(format!("choice {choice} is not that of {}", self.given));
+        }
+        (self.correct != (self.choice == Some(self.answer))).then(|| {
+            let (choice, answer) = (self.choice.map_or("none", name), name(self.answer));
+            format!("`correct` is {}, but {choice} was chosen and {answer} is right", self.correct)
+        })
+    }
+
     /// Whether several letters got the most.
     pub(super) fn tied(&self) -> bool {
         self.given.choose().is_ok_and(|choice| choice.is_some_and(|choice| choice.tied))
@@ -139,34 +152,53 @@ pub fn write_record(record: &Record) -> Result<String> {
     Ok(line + "\n")
 }
 
-/// Reads records back. All malformed lines are reported together, those that contradict themselves too.
+/// Reads records back. All malformed lines are reported together, those that contradict themselves or others too.
 pub fn read_records(path: &Path) -> Result<Vec<Record>> {
     /// 14042 records take 3 MB.
     const MAX_FILE: u64 = 256 << 20;
-    let bytes = fs::read_small(path, MAX_FILE)?;
-    let mut problems = Problems::default();
-    let mut records = Vec::new();
+    parse_records(path, &fs::read_small(path, MAX_FILE)?)
+}
+
+/// The records of these lines; `path` is named in errors.
+pub(crate) fn parse_records(path: &Path, bytes: &[u8]) -> Result<Vec<Record>> {
+    let mut records = Checked::default();
     for (line, text) in (1..).zip(bytes.split(|&byte| byte == b'\n')) {
         if text.trim_ascii().is_empty() {
             continue;
         }
         match serde_json::from_slice::<Record>(text) {
-            Ok(r) if !r.given.choose().is_ok_and(|c| c.map(|c| c.choice) == r.choice) => {
-                let choice = r.choice.map_or("null", name);
-                problems.add(path, line, format!("choice {choice} is not that of {}", r.given));
-            }
-            Ok(r) if r.correct != (r.choice == Some(r.answer)) => {
-                let (choice, answer) = (r.choice.map_or("none", name), name(r.answer));
-                problems.add(
-                    path,
-                    line,
-                    format!("`correct` is {}, but {choice} was chosen and {answer} is right", r.correct),
-                );
-            }
-            Ok(r) => records.push(r),
-            Err(e) => problems.add_json(path, line, &e),
+            Ok(record) => records.add(path, line, record),
+            Err(e) => records.problems.add_json(path, line, &e),
         }
     }
-    problems.none()?;
-    Ok(records)
+    records.finish()
+}
+
+/// Records as they come in: choices that are not those of the logits are wrong, and questions that are there twice.
+#[derive(Default)]
+pub(crate) struct Checked {
+    records: Vec<Record>,
+    /// The line of each question.
+    lines: BTreeMap<(String, usize), u64>,
+    problems: Problems,
+}
+
+impl Checked {
+    pub(crate) fn add(&mut self, path: &Path, line: u64, record: Record) {
+        let (subject, index) = (record.subject.clone(), record.index);
+        if let Some(what) = record.contradiction() {
+            self.problems.add(path, line, what);
+        } else if let Some(first) = self.lines.get(&(subject.clone(), index)) {
+            self.problems.add(path, line, format!("{subject} {index} is in line {first} too"));
+        } else {
+            self.lines.insert((subject, index), line);
+            self.records.push(record);
+        }
+    }
+
+    /// The records, if nothing is wrong with any.
+    pub(crate) fn finish(self) -> Result<Vec<Record>> {
+        self.problems.none()?;
+        Ok(self.records)
+    }
 }

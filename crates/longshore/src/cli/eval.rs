@@ -17,8 +17,10 @@ pub(crate) enum EvalTask {
     Mmlu(MmluArgs),
     /// Perplexity of a text or of token ids
     Ppl(PplArgs),
-    /// How far the distributions of two checkpoints are apart on a text
+    /// How far the distributions of two checkpoints are apart on a text, and which questions they answer differently
     Kl(KlArgs),
+    /// Set saved runs side by side
+    Compare(CompareArgs),
 }
 
 /// A server that scores in the engine's place.
@@ -73,18 +75,8 @@ pub(crate) struct MmluArgs {
     /// default: cais/mmlu]
     #[arg(long, value_name = "DIR", visible_alias = "mmlu-dataset")]
     pub(crate) data: Option<PathBuf>,
-    /// Whose prompts: lm-eval, modelopt, or modelopt-exact, with ModelOpt's missing line ends
-    #[arg(long, value_name = "STYLE", default_value = "lm-eval")]
-    pub(crate) style: String,
-    /// Examples before each question, from the dev questions of its subject
-    #[arg(long, value_name = "N", default_value = "0")]
-    pub(crate) few_shots: usize,
-    /// Of each subject only the first questions, so much of all
-    #[arg(long, value_name = "F", default_value = "1")]
-    pub(crate) fraction: f64,
-    /// Only subjects that match, e.g. `*_law`; can be repeated
-    #[arg(long, value_name = "GLOB")]
-    pub(crate) subjects: Vec<String>,
+    #[command(flatten)]
+    pub(crate) ask: AskArgs,
     /// At most so many questions in all, after the fraction
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<usize>,
@@ -94,6 +86,9 @@ pub(crate) struct MmluArgs {
     /// Write a JSON line for every question
     #[arg(long, value_name = "FILE")]
     pub(crate) per_question: Option<PathBuf>,
+    /// Write the prompts' token ids, a JSON line for every question
+    #[arg(long, value_name = "FILE", conflicts_with = "endpoint")]
+    pub(crate) save_prompts: Option<PathBuf>,
     /// Print what will run and how long it will take, at the rate of one batch through one layer of each kind
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -106,9 +101,54 @@ pub(crate) struct MmluArgs {
     #[arg(long, value_name = "N", help_heading = "Endpoint", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) top_logprobs: Option<u32>,
     #[command(flatten)]
+    pub(crate) pass: PassArgs,
+}
+
+/// Which questions are asked in which words.
+#[derive(Clone, Debug, PartialEq, Args)]
+pub(crate) struct AskArgs {
+    /// Whose prompts: lm-eval, modelopt, or modelopt-exact, with ModelOpt's missing line ends
+    #[arg(long, value_name = "STYLE", default_value = "lm-eval")]
+    pub(crate) style: String,
+    /// Examples before each question, from the dev questions of its subject
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(crate) few_shots: usize,
+    /// Of each subject only the first questions, so much of all
+    #[arg(long, value_name = "F", default_value = "1")]
+    pub(crate) fraction: f64,
+    /// Only subjects that match, e.g. `*_law`; can be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub(crate) subjects: Vec<String>,
+}
+
+impl AskArgs {
+    /// Whether any of the flags was given another value than its default.
+    pub(crate) fn is_given(&self) -> bool {
+        let Self { style, few_shots, fraction, subjects } = self;
+        style != "lm-eval" || *few_shots > 0 || *fraction != 1.0 || !subjects.is_empty()
+    }
+}
+
+/// What every task takes that runs models.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PassArgs {
+    #[command(flatten)]
+    pub(crate) keep: KeepArgs,
+    #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]
     pub(crate) save: SaveArgs,
+}
+
+/// What is kept of a run.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct KeepArgs {
+    /// Write the report as JSON, with what `eval compare` needs: every question, or the sums of every window
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// Leave out the hash of the weights, which --report and --json take by reading the checkpoint once
+    #[arg(long)]
+    pub(crate) no_weights_hash: bool,
 }
 
 /// How a text becomes windows.
@@ -146,9 +186,7 @@ pub(crate) struct PplArgs {
     #[command(flatten)]
     pub(crate) endpoint: EndpointArgs,
     #[command(flatten)]
-    pub(crate) engine: EngineArgs,
-    #[command(flatten)]
-    pub(crate) save: SaveArgs,
+    pub(crate) pass: PassArgs,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -159,8 +197,27 @@ pub(crate) struct KlArgs {
     pub(crate) b: PathBuf,
     #[command(flatten)]
     pub(crate) windows: WindowArgs,
+    /// Ask both MMLU's questions in the same pass: a data set as for `eval mmlu`, or `bundled`
+    #[arg(long, value_name = "DIR")]
+    pub(crate) mmlu: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) engine: EngineArgs,
+    pub(crate) ask: AskArgs,
+    /// At most so many questions in all, after the fraction
+    #[arg(long, value_name = "N", requires = "mmlu")]
+    pub(crate) limit_questions: Option<usize>,
     #[command(flatten)]
-    pub(crate) save: SaveArgs,
+    pub(crate) pass: PassArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// What --report or --per-question wrote; the others are compared with the first
+    #[arg(value_name = "RUN", required = true, num_args = 2..)]
+    pub(crate) runs: Vec<PathBuf>,
+    /// Questions to show that are answered right by one run and wrong by the other
+    #[arg(long, value_name = "N", default_value = "10")]
+    pub(crate) flips: usize,
+    /// Write a page that any browser opens
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
 }

@@ -35,9 +35,7 @@ pub(super) fn run(args: &GenerateArgs, env: &Env, report: &Report) -> Result<Ans
     let precision = opened.precision;
     let loaded = opened.load(&args.engine, demand, 1, report)?;
     let mtp = args.mtp.then(|| Mtp::load(&loaded.model)).transpose()?;
-    // Without a config of its own, a checkpoint does not say which rows of the vocabulary are padding.
-    let unsaid = loaded.model.source().model.folder.is_none();
-    let rows = if unsaid { loaded.model.trained_rows()? } else { loaded.model.vocab() };
+    let rows = loaded.real_rows()?;
     let candidates = loaded.tokenizer.as_ref().map_or(rows, |t| rows.min(t.vocab_size()));
     let options = GenerateOptions {
         max_new: args.max_new as usize,

@@ -4,6 +4,7 @@ mod convert;
 mod demo;
 mod diff;
 mod eval;
+mod eval_compare;
 mod export;
 mod generate;
 mod harness;

@@ -1,9 +1,10 @@
-//! What the true tokens of a text and the distributions over the next one tell: perplexity of one checkpoint, divergence of two.
+//! What the true tokens of a text tell: windows over it, and the perplexity of a checkpoint.
 
+use super::provenance::{self, last_component};
 use super::{LOGITS, endpoint, with_error};
-use crate::cli::eval::{KlArgs, PplArgs, WindowArgs};
+use crate::cli::eval::{PplArgs, WindowArgs};
 use crate::commands::Answer;
-use crate::engine::{Opened, precision_name, scratch};
+use crate::engine::{Loaded, Opened, precision_name, scratch};
 use crate::error::UsageError;
 use crate::locate;
 use crate::options::Env;
@@ -11,27 +12,30 @@ use crate::passes;
 use crate::report::{Report, peak_memory, table};
 use crate::units::{count, counted};
 use anyhow::Result;
-use longshore_eval::divergence::{Divergence, Mean, Position};
-use longshore_eval::perplexity::{Perplexity, Windowing, log_probs, nll};
+use longshore_eval::perplexity::{Perplexity, WindowSum, Windowing, nll};
+use longshore_eval::saved::{Provenance, Scored, windows_sha256};
 use longshore_eval::text::{self, Text};
+use longshore_infer::model::check_ids;
 use longshore_infer::schedule::Schedule;
-use longshore_infer::sweep::each_pair;
 use longshore_infer::tokenizer::Tokenizer;
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::ops::Range;
 
 /// Windows over what is read.
-struct Cut {
-    prompts: Vec<Vec<u32>>,
+pub(super) struct Cut {
+    pub(super) prompts: Vec<Vec<u32>>,
     /// Positions of each that are scored: tokens, whose logits are those of the position before.
     scored: Vec<Range<usize>>,
-    windowing: Windowing,
+    pub(super) windowing: Windowing,
+    /// SHA-256 of the file, uncompressed.
+    data_sha256: String,
     /// Words and bytes of the text, where it is one that is scored whole.
     units: Option<[u64; 2]>,
 }
 
 impl Cut {
-    fn of(args: &WindowArgs, opened: &Opened) -> Result<Self> {
+    pub(super) fn of(args: &WindowArgs, opened: &Opened) -> Result<Self> {
         let check = |line: usize, ids: &[u32]| Ok(opened.check_ids(line, ids)?);
         Self::with(args, opened.tokenizer(), check)
     }
@@ -42,12 +46,12 @@ impl Cut {
         tokenizer: Result<&Tokenizer, UsageError>,
         check: impl Fn(usize, &[u32]) -> Result<()>,
     ) -> Result<Self> {
-        // What the tokenizer's own rules put before any text.
         let begin_of_text = match &tokenizer {
-            Ok(tokenizer) => tokenizer.encode("", true)?.first().copied(),
+            Ok(tokenizer) => tokenizer.begin_of_text()?,
             Err(_) => None,
         };
-        let (streams, length) = match text::read(&args.data)? {
+        let file = text::read(&args.data)?;
+        let (streams, length) = match file.text {
             Text::Plain(text) => {
                 let units = [text.split_whitespace().count() as u64, text.len() as u64];
                 (vec![tokenizer?.encode(&text, true)?], Some(units))
@@ -64,7 +68,8 @@ impl Cut {
             (None, false) if ids_given => Windowing::Strided { length: ctx, stride: ctx },
             (None, false) => Windowing::Whole { length: ctx },
         };
-        let mut cut = Self { prompts: Vec::new(), scored: Vec::new(), windowing, units: None };
+        let data_sha256 = file.sha256;
+        let mut cut = Self { prompts: Vec::new(), scored: Vec::new(), windowing, data_sha256, units: None };
         let (mut scored, mut tokens) = (0, 0);
         'streams: for stream in &streams {
             tokens += stream.len();
@@ -87,34 +92,69 @@ impl Cut {
         Ok(cut)
     }
 
-    fn wanted(&self, prompt: usize, position: usize) -> bool {
+    pub(super) fn wanted(&self, prompt: usize, position: usize) -> bool {
         self.scored[prompt].contains(&(position + 1))
     }
 
     /// Tokens that are scored.
-    fn positions(&self) -> usize {
+    pub(super) fn positions(&self) -> usize {
         self.scored.iter().map(Range::len).sum()
     }
 
-    fn say(&self, report: &Report) {
+    pub(super) fn say(&self, report: &Report) {
         let tokens = self.positions() as u64;
         let text = format!("{}, {} tokens scored", counted(self.prompts.len() as u64, "window"), count(tokens));
         report.status("Text", &text);
     }
+
+    /// Checks that every token has a row: `rows` may be fewer than the config says.
+    pub(super) fn check_rows(&self, rows: usize) -> Result<()> {
+        for (prompt, ids) in self.prompts.iter().enumerate() {
+            check_ids(rows as u64, prompt, ids)?;
+        }
+        Ok(())
+    }
+
+    /// What a report says of it.
+    pub(super) fn scored(&self, args: &WindowArgs) -> Scored {
+        let windows = self.prompts.iter().zip(&self.scored).map(|(ids, scored)| (ids.as_slice(), scored));
+        Scored {
+            data: last_component(&args.data),
+            data_sha256: self.data_sha256.clone(),
+            windows_sha256: windows_sha256(windows),
+            windowing: self.windowing,
+            limit: args.limit,
+        }
+    }
+}
+
+/// What only the report has.
+#[derive(Serialize)]
+struct Kept {
+    windows: Vec<WindowSum>,
 }
 
 pub(super) fn perplexity(args: &PplArgs, env: &Env, report: &Report) -> Result<Answer> {
+    super::check_outputs(&[args.pass.keep.report.as_ref()])?;
     if let Some(url) = endpoint::address(&args.endpoint, &[])? {
         return perplexity_at(url, args, env, report);
     }
     let checkpoint = super::checkpoint(args.checkpoint.as_ref(), env)?;
-    let opened = Opened::new(&checkpoint, &args.engine, env, report)?;
+    let opened = Opened::new(&checkpoint, &args.pass.engine, env, report)?;
     let cut = Cut::of(&args.windows, &opened)?;
     cut.say(report);
-    let key = opened.pass_key(&args.engine, &cut.prompts, &"ppl")?;
+    let key = opened.pass_key(&args.pass.engine, &cut.prompts, &"ppl")?;
     let precision = precision_name(opened.precision);
-    let schedule = Schedule::whole(&cut.prompts, args.engine.batch_tokens as usize);
-    let loaded = opened.load(&args.engine, schedule.demand(LOGITS), 1, report)?;
+    let mut provenance = None;
+    if !args.windows.dry_run {
+        let known = provenance::of(&[(&checkpoint, &opened)], &args.pass.engine, &args.pass.keep, report)?;
+        provenance = known.map(|p| Provenance { text: Some(cut.scored(&args.windows)), ..p });
+    }
+    let schedule = Schedule::whole(&cut.prompts, args.pass.engine.batch_tokens as usize);
+    let loaded = opened.load(&args.pass.engine, schedule.demand(LOGITS), 1, report)?;
+    // Padding would take probability. Tokens of the tokenizer are none, trained or not.
+    let rows = real_rows(&loaded)?;
+    cut.check_rows(rows)?;
     if args.windows.dry_run {
         let plan = passes::estimate(&loaded, (&cut.prompts, &schedule), (cut.positions(), LOGITS), report)?;
         if report.is_json() {
@@ -122,13 +162,14 @@ pub(super) fn perplexity(args: &PplArgs, env: &Env, report: &Report) -> Result<A
         }
         return Ok(Answer::Yes);
     }
-    let (sweep, saver) = passes::sweep(&loaded, (&cut.prompts, schedule), (&args.engine, &args.save), &key, report)?;
+    let how = (&args.pass.engine, &args.pass.save);
+    let pass = passes::sweep(&loaded, (&cut.prompts, schedule), how, &key, report)?;
     let mut windows: Vec<Vec<f64>> = vec![Vec::new(); cut.prompts.len()];
     let mut failed = None;
-    sweep.each_logits(
+    pass.sweep.each_logits(
         LOGITS,
         |p, at| cut.wanted(p, at),
-        |p, at, row| match nll(row, cut.prompts[p][at + 1]) {
+        |p, at, row| match nll(&row[..rows], cut.prompts[p][at + 1]) {
             Ok(nll) => windows[p].push(nll),
             Err(error) => failed = failed.take().or(Some(error)),
         },
@@ -136,15 +177,17 @@ pub(super) fn perplexity(args: &PplArgs, env: &Env, report: &Report) -> Result<A
     if let Some(error) = failed {
         return Err(error.into());
     }
-    say_perplexity(&cut, &windows, (Some(precision), None), report)?;
-    saver.discard();
+    let by = json!({"precision": precision, "pass": pass.figures()});
+    say_perplexity(args, &cut, &windows, (by, provenance.as_ref()), report)?;
+    pass.saver.discard();
     Ok(Answer::Yes)
 }
 
 /// The same by a server, of whose model at most the tokenizer is here.
 fn perplexity_at(url: &str, args: &PplArgs, env: &Env, report: &Report) -> Result<Answer> {
-    let cut = match (&args.engine.tokenizer, &args.checkpoint) {
-        (None, Some(checkpoint)) => Cut::of(&args.windows, &Opened::new(checkpoint, &args.engine, env, report)?)?,
+    let engine = &args.pass.engine;
+    let cut = match (&engine.tokenizer, &args.checkpoint) {
+        (None, Some(checkpoint)) => Cut::of(&args.windows, &Opened::new(checkpoint, engine, env, report)?)?,
         (folder, _) => {
             let folder = folder.as_ref().map(|folder| locate::checkpoint(folder, env)).transpose()?;
             let tokenizer = folder.as_ref().map_or(Ok(None), |folder| Tokenizer::load(folder))?;
@@ -156,18 +199,21 @@ fn perplexity_at(url: &str, args: &PplArgs, env: &Env, report: &Report) -> Resul
         }
     };
     cut.say(report);
+    let provenance = provenance::of_server(&args.pass.keep, report);
+    let provenance = provenance.map(|p| Provenance { text: Some(cut.scored(&args.windows)), ..p });
     let server = endpoint::Server::new(url, &args.endpoint, env, report)?;
-    let (windows, told, saver) = endpoint::likelihoods(&server, &cut.prompts, &cut.scored, &scratch(&args.engine))?;
-    say_perplexity(&cut, &windows, (None, Some(told)), report)?;
+    let (windows, told, saver) = endpoint::likelihoods(&server, &cut.prompts, &cut.scored, &scratch(engine))?;
+    say_perplexity(args, &cut, &windows, (json!({"endpoint": told}), provenance.as_ref()), report)?;
     saver.discard();
     Ok(Answer::Yes)
 }
 
-/// What the windows' log-likelihoods come to; `by` are the engine's precision or the server.
+/// Writes and says what the windows' log-likelihoods come to; `by` says who scored.
 fn say_perplexity(
+    args: &PplArgs,
     cut: &Cut,
     windows: &[Vec<f64>],
-    (precision, endpoint): (Option<&str>, Option<Value>),
+    (by, provenance): (Value, Option<&Provenance>),
     report: &Report,
 ) -> Result<()> {
     let mut perplexity = Perplexity::default();
@@ -176,12 +222,13 @@ fn say_perplexity(
     }
     let [words, bytes] = cut.units.map_or([None; 2], |units| units.map(Some));
     let figures = perplexity.figures(words, bytes);
+    let mut fields =
+        json!({"task": "ppl", "windowing": cut.windowing, "figures": figures, "peak_memory": peak_memory()});
+    super::extend(&mut fields, by);
+    let kept = Kept { windows: perplexity.windows() };
+    provenance::write(&fields, provenance, &kept, &args.pass.keep, report)?;
     if report.is_json() {
-        let fields = json!({
-            "task": "ppl", "windowing": cut.windowing, "precision": precision, "endpoint": endpoint, "figures": figures,
-            "peak_memory": peak_memory(),
-        });
-        report.json("eval", &fields)?;
+        provenance::print(&fields, provenance, report)?;
     } else if let Some(f) = figures {
         let mut rows = vec![
             vec!["tokens scored".to_owned(), f.tokens.to_string()],
@@ -196,74 +243,8 @@ fn say_perplexity(
     Ok(())
 }
 
-pub(super) fn divergence(args: &KlArgs, env: &Env, report: &Report) -> Result<Answer> {
-    let a = Opened::new(&args.a, &args.engine, env, report)?;
-    let b = Opened::new(&args.b, &args.engine, env, report)?;
-    let cut = Cut::of(&args.windows, &a)?;
-    cut.say(report);
-    // The two may be one checkpoint.
-    let keys = [a.pass_key(&args.engine, &cut.prompts, &"kl a")?, b.pass_key(&args.engine, &cut.prompts, &"kl b")?];
-    let precision = precision_name(a.precision);
-    // One after the other, but the residual streams of both are kept to the end.
-    let schedule = Schedule::whole(&cut.prompts, args.engine.batch_tokens as usize);
-    let load = |opened: Opened| opened.load(&args.engine, schedule.demand(LOGITS), 2, report);
-    let (a, b) = (load(a)?, load(b)?);
-    if args.windows.dry_run {
-        let plan = |loaded| passes::estimate(loaded, (&cut.prompts, &schedule), (cut.positions(), LOGITS), report);
-        let plans = [plan(&a)?, plan(&b)?];
-        if report.is_json() {
-            report.json("eval", &json!({"task": "kl", "dry_run": true, "windowing": cut.windowing, "plan": plans}))?;
-        }
-        return Ok(Answer::Yes);
-    }
-    let how = (&args.engine, &args.save);
-    let (sweep_a, saver_a) = passes::sweep(&a, (&cut.prompts, schedule.clone()), how, &keys[0], report)?;
-    let (sweep_b, saver_b) = passes::sweep(&b, (&cut.prompts, schedule), how, &keys[1], report)?;
-    let mut windows: Vec<Vec<Position>> = vec![Vec::new(); cut.prompts.len()];
-    let (mut failed, mut base, mut other) = (None, Vec::new(), Vec::new());
-    each_pair(
-        &sweep_a,
-        &sweep_b,
-        LOGITS,
-        |p, at| cut.wanted(p, at),
-        |p, at, row_a, row_b| {
-            log_probs(row_a, &mut base);
-            log_probs(row_b, &mut other);
-            match Position::of(&base, &other, cut.prompts[p][at + 1]) {
-                Ok(position) => windows[p].push(position),
-                Err(error) => failed = failed.take().or(Some(error)),
-            }
-        },
-    )?;
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
-    saver_a.discard();
-    saver_b.discard();
-    let mut divergence = Divergence::default();
-    for window in &windows {
-        divergence.add_window(window);
-    }
-    let summary = divergence.summary();
-    if report.is_json() {
-        let fields = json!({
-            "task": "kl", "windowing": cut.windowing, "precision": precision, "summary": summary, "peak_memory": peak_memory(),
-        });
-        report.json("eval", &fields)?;
-    } else if let Some(s) = summary {
-        let mean = |name: &str, Mean { mean, error }: Mean| vec![name.to_owned(), with_error(mean, error, 6)];
-        let rows = [
-            vec!["positions".to_owned(), s.positions.to_string()],
-            mean("KL(A || B), nats", s.kl),
-            vec![
-                "  median, 99 %, 99.9 %, largest".to_owned(),
-                format!("{:.6}, {:.6}, {:.6}, {:.6}", s.kl_median, s.kl_p99, s.kl_p999, s.kl_max),
-            ],
-            mean("KL(B || A), nats", s.reverse_kl),
-            mean("same most likely token", s.same_top),
-            mean("nats a token, B less A", s.nll_difference),
-        ];
-        report.data(&table(&rows, &[]))?;
-    }
-    Ok(Answer::Yes)
+/// Rows of the vocabulary that mean a token.
+pub(super) fn real_rows(loaded: &Loaded) -> Result<usize> {
+    let tokens = loaded.tokenizer.as_ref().map_or(0, Tokenizer::vocab_size);
+    Ok(loaded.real_rows()?.max(tokens).min(loaded.model.vocab()))
 }

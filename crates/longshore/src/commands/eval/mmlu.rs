@@ -1,75 +1,65 @@
 //! MMLU: one prefill per question, and the letter with the largest logit.
 
-use super::{LOGITS, endpoint, with_error};
+use super::questions::{self, Chosen};
+use super::{LOGITS, endpoint, provenance, with_error};
 use crate::cli::eval::MmluArgs;
 use crate::commands::Answer;
 use crate::engine::{Opened, precision_name, scratch};
-use crate::locate;
 use crate::options::Env;
 use crate::passes;
 use crate::report::{Report, peak_memory, table};
 use crate::units::{count, counted};
-use anyhow::{Context, Result};
-use longshore_eval::mmlu::{self, Given, LETTERS, Mmlu, Prompts, Record, Row, Scores, Selection, Style};
+use anyhow::Result;
+use longshore_ckpt::fs;
+use longshore_eval::mmlu::{self, Record, Scores, Style};
+use longshore_eval::saved::Provenance;
 use longshore_infer::schedule::Schedule;
-use longshore_infer::tokenizer::Tokenizer;
+use serde::Serialize;
 use serde_json::{Value, json};
-use std::path::Path;
 
 pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> Result<Answer> {
-    let style: Style = args.style.parse()?;
-    let data = match args.data.as_deref() {
-        Some(name) if name == Path::new("bundled") => mmlu::bundled()?,
-        given => mmlu::read(&locate::mmlu(given, env)?)?,
-    };
-    let selection = Selection { fraction: args.fraction, subjects: args.subjects.clone(), limit: args.limit };
-    let rows = mmlu::select(&data.test, &selection)?;
-    let subjects = rows.iter().map(|row| row.question.subject.as_str());
-    let prompts = Prompts::new(style, args.few_shots, &data.dev, subjects)?;
+    super::check_outputs(&[args.pass.keep.report.as_ref(), args.per_question.as_ref(), args.save_prompts.as_ref()])?;
+    let (data, path) = questions::read(args.data.as_deref(), env)?;
+    let chosen = Chosen::new(&data, &args.ask, args.limit)?;
+    let with_questions =
+        |provenance| Provenance { questions: Some(chosen.asked(&path, &args.ask, args.limit)), ..provenance };
     let top = args.top_logprobs.map(|_| "--top-logprobs");
     if let Some(url) = endpoint::address(&args.endpoint, top.as_slice())? {
-        return run_at(url, args, style, &data, (&rows, &prompts), env, report);
+        let provenance = provenance::of_server(&args.pass.keep, report).map(with_questions);
+        return run_at(url, args, &chosen, provenance.as_ref(), env, report);
     }
     let checkpoint = super::checkpoint(args.checkpoint.as_ref(), env)?;
-    let opened = Opened::new(&checkpoint, &args.engine, env, report)?;
-    let tokenizer = opened.tokenizer()?;
-    let letters = letters(tokenizer)?;
-    let (mut ids, mut hashes) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
-    for row in &rows {
-        let prompt = prompts.prompt(row.question)?;
-        // Special tokens as the tokenizer's own rules have them: a begin-of-text token if it adds one.
-        ids.push(tokenizer.encode(&prompt.text(), true)?);
-        hashes.push(prompt.hash());
+    let opened = Opened::new(&checkpoint, &args.pass.engine, env, report)?;
+    let encoded = chosen.encode(opened.tokenizer()?)?;
+    if let Some(path) = &args.save_prompts {
+        encoded.save(path)?;
     }
-    let batch_tokens = args.engine.batch_tokens as usize;
-    let schedule =
-        if args.no_prefix_reuse { Schedule::whole(&ids, batch_tokens) } else { Schedule::shared(&ids, batch_tokens) };
-    let tokens: usize = ids.iter().map(Vec::len).sum();
-    say_plan(args, style, &data, rows.len(), Some((tokens, schedule.rows())), report);
-    let key = opened.pass_key(&args.engine, &ids, &("mmlu", args.no_prefix_reuse))?;
+    let (ids, tokens) = (&encoded.ids, encoded.tokens());
+    let whole = if args.no_prefix_reuse { ids.len() } else { 0 };
+    let schedule = Schedule::shared(ids, whole, args.pass.engine.batch_tokens as usize);
+    say_plan(args, &chosen, Some((tokens, schedule.rows())), report);
+    let key = opened.pass_key(&args.pass.engine, ids, &("mmlu", args.no_prefix_reuse))?;
     let precision = precision_name(opened.precision);
-    let loaded = opened.load(&args.engine, schedule.demand(LOGITS), 1, report)?;
-    if args.dry_run {
-        let plan = passes::estimate(&loaded, (&ids, &schedule), (ids.len(), LOGITS), report)?;
-        if report.is_json() {
-            let fields = json!({
-                "task": "mmlu", "dry_run": true, "style": style, "few_shots": args.few_shots, "questions": rows.len(),
-                "tokens": tokens, "data_sha256": data.sha256(), "plan": plan,
-            });
-            report.json("eval", &fields)?;
-        }
-        return Ok(Answer::Yes);
+    let mut provenance = None;
+    if !args.dry_run {
+        let known = provenance::of(&[(&checkpoint, &opened)], &args.pass.engine, &args.pass.keep, report)?;
+        provenance = known.map(with_questions);
     }
-    let (sweep, saver) = passes::sweep(&loaded, (&ids, schedule), (&args.engine, &args.save), &key, report)?;
+    let loaded = opened.load(&args.pass.engine, schedule.demand(LOGITS), 1, report)?;
+    if args.dry_run {
+        let plan = passes::estimate(&loaded, (ids, &schedule), (ids.len(), LOGITS), report)?;
+        return dry_run(args, &chosen, json!({"tokens": tokens, "plan": plan}), report);
+    }
+    let pass = passes::sweep(&loaded, (ids, schedule), (&args.pass.engine, &args.pass.save), &key, report)?;
     let mut logits = vec![[f32::NAN; 4]; ids.len()];
     let last = |prompt: usize, position: usize| position + 1 == ids[prompt].len();
-    sweep.each_logits(LOGITS, last, |prompt, _, row| {
-        logits[prompt] = letters.map(|id| row[id as usize]);
+    pass.sweep.each_logits(LOGITS, last, |prompt, _, row| {
+        logits[prompt] = encoded.of(row);
     })?;
-    let given = logits.into_iter().map(Given::Logits);
-    let by = By { tokens: Some(tokens), precision: Some(precision), endpoint: None };
-    let answer = score(args, style, &data, rows.iter().zip(hashes).zip(given), &by, report)?;
-    saver.discard();
+    let records = chosen.records(&encoded.hashes, logits)?;
+    let by = json!({"tokens": tokens, "precision": precision, "pass": pass.figures()});
+    let answer = score(args, &chosen, &records, (by, provenance.as_ref()), report)?;
+    pass.saver.discard();
     Ok(answer)
 }
 
@@ -77,69 +67,51 @@ pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> R
 fn run_at(
     url: &str,
     args: &MmluArgs,
-    style: Style,
-    data: &Mmlu,
-    (rows, prompts): (&[Row<'_>], &Prompts),
+    chosen: &Chosen<'_>,
+    provenance: Option<&Provenance>,
     env: &Env,
     report: &Report,
 ) -> Result<Answer> {
-    let (mut texts, mut hashes) = (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()));
-    for row in rows {
-        let prompt = prompts.prompt(row.question)?;
-        texts.push(prompt.text());
-        hashes.push(prompt.hash());
-    }
-    say_plan(args, style, data, rows.len(), None, report);
+    let (texts, hashes) = chosen.texts()?;
+    say_plan(args, chosen, None, report);
     if args.dry_run {
-        if report.is_json() {
-            let fields = json!({
-                "task": "mmlu", "dry_run": true, "style": style, "few_shots": args.few_shots, "questions": rows.len(),
-                "data_sha256": data.sha256(),
-            });
-            report.json("eval", &fields)?;
-        }
-        return Ok(Answer::Yes);
+        return dry_run(args, chosen, json!({}), report);
     }
     let server = endpoint::Server::new(url, &args.endpoint, env, report)?;
     let (given, told, saver) =
-        endpoint::letters(&server, &texts, args.top_logprobs.unwrap_or(20), &scratch(&args.engine))?;
-    let by = By { tokens: None, precision: None, endpoint: Some(told) };
-    let answer = score(args, style, data, rows.iter().zip(hashes).zip(given), &by, report)?;
+        endpoint::letters(&server, &texts, args.top_logprobs.unwrap_or(20), &scratch(&args.pass.engine))?;
+    let records = chosen.records(&hashes, given)?;
+    let answer = score(args, chosen, &records, (json!({"endpoint": told}), provenance), report)?;
     saver.discard();
     Ok(answer)
 }
 
-/// Who answered: the engine, or a server, of which nothing else is known.
-struct By {
-    tokens: Option<usize>,
-    precision: Option<&'static str>,
-    endpoint: Option<Value>,
+/// What only the report has.
+#[derive(Serialize)]
+struct Kept<'a> {
+    records: &'a [Record],
 }
 
-/// Scores the answers, writes them and says what they come to.
-fn score<'a>(
+/// Scores the answers, writes them and says what they come to; `by` says who answered.
+fn score(
     args: &MmluArgs,
-    style: Style,
-    data: &Mmlu,
-    answers: impl Iterator<Item = ((&'a Row<'a>, String), Given)>,
-    by: &By,
+    chosen: &Chosen<'_>,
+    records: &[Record],
+    (by, provenance): (Value, Option<&Provenance>),
     report: &Report,
 ) -> Result<Answer> {
-    let records = answers.map(|((row, hash), given)| Record::new(*row, hash, given));
-    let records = records.collect::<longshore_eval::Result<Vec<Record>>>()?;
     if let Some(path) = &args.per_question {
         let lines = records.iter().map(mmlu::write_record).collect::<longshore_eval::Result<String>>()?;
-        std::fs::write(path, lines).with_context(|| format!("writing `{}`", path.display()))?;
+        fs::write_output(path, lines.as_bytes())?;
     }
-    let scores = Scores::of(&records);
+    let scores = Scores::of(records);
+    let mut fields = asked(args, chosen);
+    super::extend(&mut fields, by);
+    super::extend(&mut fields, json!({"scores": scores, "peak_memory": peak_memory()}));
+    provenance::write(&fields, provenance, &Kept { records }, &args.pass.keep, report)?;
     if report.is_json() {
-        let fields = json!({
-            "task": "mmlu", "style": style, "few_shots": args.few_shots, "fraction": args.fraction, "questions": records.len(),
-            "tokens": by.tokens, "data_sha256": data.sha256(), "precision": by.precision, "endpoint": by.endpoint, "scores": scores,
-            "peak_memory": peak_memory(),
-        });
-        report.json("eval", &fields)?;
-    } else if style == Style::ModelOptExact {
+        provenance::print(&fields, provenance, report)?;
+    } else if chosen.style == Style::ModelOptExact {
         report.data(&scores.reference_table())?;
     } else {
         report.data(&shown(&scores))?;
@@ -151,32 +123,35 @@ fn score<'a>(
     Ok(if passed { Answer::Yes } else { Answer::No })
 }
 
-/// The tokens of the four letters.
-fn letters(tokenizer: &Tokenizer) -> Result<[u32; 4]> {
-    let mut encoded = Vec::with_capacity(4);
-    for letter in LETTERS {
-        encoded.push(tokenizer.encode(&format!(" {letter}"), false)?);
-    }
-    Ok(mmlu::letter_ids([0, 1, 2, 3].map(|i| encoded[i].as_slice()))?)
+/// The questions, as `--json` has them.
+fn asked(args: &MmluArgs, chosen: &Chosen<'_>) -> Value {
+    json!({
+        "task": "mmlu", "style": chosen.style, "few_shots": args.ask.few_shots, "fraction": args.ask.fraction,
+        "questions": chosen.rows.len(), "data_sha256": chosen.data.sha256(),
+    })
 }
 
-fn say_plan(
-    args: &MmluArgs,
-    style: Style,
-    data: &Mmlu,
-    questions: usize,
-    tokens: Option<(usize, usize)>,
-    report: &Report,
-) {
+fn say_plan(args: &MmluArgs, chosen: &Chosen<'_>, tokens: Option<(usize, usize)>, report: &Report) {
     let tokens = tokens.map_or_else(String::new, |(all, computed)| {
         format!(", {} tokens, {} to compute", count(all as u64), count(computed as u64))
     });
-    let (questions, shots) = (counted(questions as u64, "question"), counted(args.few_shots as u64, "shot"));
-    let text = format!("{questions} ({style}, {shots}){tokens}");
-    report.status("MMLU", &text);
-    for unusual in data.unusual() {
+    let questions = counted(chosen.rows.len() as u64, "question");
+    let shots = counted(args.ask.few_shots as u64, "shot");
+    report.status("MMLU", &format!("{questions} ({}, {shots}){tokens}", chosen.style));
+    for unusual in chosen.data.unusual() {
         report.note("Note", &unusual.to_string());
     }
+}
+
+/// Prints `plan`, where it was not said in words.
+fn dry_run(args: &MmluArgs, chosen: &Chosen<'_>, plan: Value, report: &Report) -> Result<Answer> {
+    if report.is_json() {
+        let mut fields = asked(args, chosen);
+        super::extend(&mut fields, json!({"dry_run": true}));
+        super::extend(&mut fields, plan);
+        report.json("eval", &fields)?;
+    }
+    Ok(Answer::Yes)
 }
 
 /// The table by subject and category.

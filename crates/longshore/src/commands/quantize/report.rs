@@ -133,7 +133,7 @@ impl QuantReport {
             report.data(&tables::render(self, report.verbosity() > 0))?;
         }
         if let Some(path) = page {
-            fs::write_durable(path, page::render(self).as_bytes())?;
+            fs::write_output(path, page::render(self).as_bytes())?;
             report.status("Report", &path.display().to_string());
         }
         Ok(())

@@ -7,33 +7,22 @@ mod heat;
 use super::tables::{errors, number, percent, summary};
 use super::weights::WeightRow;
 use super::{QuantReport, decibels};
-use chart::{Chart, Point, Series, Style};
+use crate::page::plot::Style;
+use crate::page::{document, escape, table};
+use chart::{Chart, Point, Series};
 use longshore_infer::site::Site;
-use std::borrow::Cow;
 use std::fmt::Write as _;
-
-const STYLE: &str = include_str!("page/style.css");
 
 /// The whole page.
 pub(super) fn render(report: &QuantReport) -> String {
-    let title = format!("{} as {}", report.folders[0], report.config);
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html lang=\"en\" xmlns=\"http://www.w3.org/1999/xhtml\">\n<head>\n<meta charset=\"utf-8\"/>\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
-         <meta name=\"generator\" content=\"longshore {}\"/>\n<title>{}: quantization report</title>\n\
-         <style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<h1>What quantization did to {}</h1>\n",
-        env!("CARGO_PKG_VERSION"),
-        escape(&title),
-        escape(&report.folders[0]),
-    );
+    let mut page = format!("<h1>What quantization did to {}</h1>\n", escape(&report.folders[0]));
     header(report, &mut page);
     weights(report, &mut page);
     outputs(report, &mut page);
     inputs(report, &mut page);
     heat::section(&report.experts, &mut page);
     tables(report, &mut page);
-    page += "</main>\n</body>\n</html>\n";
-    page
+    document(&format!("{} as {}: quantization report", report.folders[0], report.config), &page)
 }
 
 /// The model, the numbers that matter, and the warnings.
@@ -69,7 +58,7 @@ fn weights(report: &QuantReport, page: &mut String) {
     };
     let sqnr = series(&|row| row.errors.sqnr_db);
     let error = series(&|row| Some(row.errors.max_error));
-    chart::legend(&sqnr, page);
+    chart::legend_of(&sqnr, page);
     let chart = |title, unit, log, series| Chart { title, unit, log, labels: &report.axis, path: false, series };
     chart("SQNR of the weights by layer and kind", "dB", false, sqnr).draw(page);
     chart("Largest absolute error of the weights by layer and kind", "", true, error).draw(page);
@@ -101,7 +90,7 @@ fn outputs(report: &QuantReport, page: &mut String) {
         series
     };
     let sqnr = of(&|row| row.sqnr_db);
-    chart::legend(&sqnr, page);
+    chart::legend_of(&sqnr, page);
     let chart = |title, unit, log, series| Chart { title, unit, log, labels: &report.axis, path: true, series };
     chart("SQNR of the residual stream after each layer", "dB", false, sqnr).draw(page);
     let error = of(&|row| Some(row.max_error));
@@ -118,7 +107,7 @@ fn inputs(report: &QuantReport, page: &mut String) {
               of.</p>\n";
     let output = report.axis.iter().position(|label| label == "output").unwrap_or(report.axis.len());
     let series = by_site(report.inputs.iter().map(|row| (row.kind, row.layer.unwrap_or(output), f64::from(row.amax))));
-    chart::legend(&series, page);
+    chart::legend_of(&series, page);
     let mut labels = report.axis.clone();
     if output == labels.len() {
         labels.push("output".to_owned());
@@ -161,31 +150,6 @@ fn tables(report: &QuantReport, page: &mut String) {
     });
     let heads = ["layer", "experts with few tokens", "with none", "which (tokens)"];
     table("Experts that saw few tokens", &heads, 1, rows.collect(), false, page);
-}
-
-/// A table that is folded unless `open`; nothing without rows. The first `text` columns and what has no digit first are
-/// text.
-fn table(title: &str, heads: &[&str], text: usize, rows: Vec<Vec<String>>, open: bool, page: &mut String) {
-    if rows.is_empty() {
-        return;
-    }
-    let open = if open { " open=\"open\"" } else { "" };
-    let title = escape(title);
-    let _ = write!(page, "<details{open}>\n<summary>{title}</summary>\n<div class=\"wide\"><table>\n<thead><tr>");
-    for head in heads {
-        let _ = write!(page, "<th scope=\"col\">{}</th>", escape(head));
-    }
-    *page += "</tr></thead>\n<tbody>\n";
-    for row in rows {
-        *page += "<tr>";
-        for (i, cell) in row.iter().enumerate() {
-            let is_number = i >= text && cell.len() < 16;
-            let class = if is_number { " class=\"n\"" } else { "" };
-            let _ = write!(page, "<td{class}>{}</td>", escape(cell));
-        }
-        *page += "</tr>\n";
-    }
-    *page += "</tbody>\n</table></div>\n</details>\n";
 }
 
 /// Series of values by site, in the order of the sites.
@@ -263,25 +227,4 @@ fn layer_style(letter: char) -> Style {
         _ => (6, 0),
     };
     Style { color, shape }
-}
-
-/// Text for any place of a page. Names come from files, and XML has no control characters.
-fn escape(text: &str) -> Cow<'_, str> {
-    let special = |c: char| matches!(c, '&' | '<' | '>' | '"' | '\'') || c.is_control();
-    if !text.contains(special) {
-        return Cow::Borrowed(text);
-    }
-    let mut out = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        match c {
-            '&' => out += "&amp;",
-            '<' => out += "&lt;",
-            '>' => out += "&gt;",
-            '"' => out += "&quot;",
-            '\'' => out += "&#39;",
-            c if c.is_control() => out.push('\u{fffd}'),
-            c => out.push(c),
-        }
-    }
-    Cow::Owned(out)
 }

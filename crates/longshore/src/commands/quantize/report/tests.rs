@@ -2,6 +2,7 @@ use super::calibration::{ExpertTokens, InputRow};
 use super::outputs::{OutputRow, Outputs};
 use super::weights::{KindRow, WeightRow};
 use super::*;
+use crate::page::tests::{check_alone, elements};
 use longshore_infer::site::Site;
 
 /// A report on a model of this pattern, with as many experts.
@@ -85,30 +86,6 @@ fn example(pattern: &str, experts: usize) -> QuantReport {
     }
 }
 
-/// The names of the elements, in order; panics where they do not nest or text is not escaped.
-fn elements(page: &str) -> Vec<String> {
-    let (mut open, mut all) = (Vec::new(), Vec::new());
-    let body = page.strip_prefix("<!DOCTYPE html>").unwrap();
-    for part in body.split('<').skip(1) {
-        let (tag, text) = part.split_once('>').unwrap_or_else(|| panic!("`<{part}` is not closed"));
-        let entities = ["amp;", "lt;", "gt;", "quot;", "#39;"];
-        let escaped = text.split('&').skip(1).all(|rest| entities.iter().any(|entity| rest.starts_with(entity)));
-        assert!(escaped && (!text.contains('>') || tag == "style"), "{text}");
-        let name = tag.trim_start_matches('/').split([' ', '/', '\n']).next().unwrap().to_owned();
-        assert!(tag.matches('"').count().is_multiple_of(2), "{tag}");
-        if tag.starts_with('/') {
-            assert_eq!(open.pop(), Some(name));
-        } else {
-            if !tag.ends_with('/') {
-                open.push(name.clone());
-            }
-            all.push(name);
-        }
-    }
-    assert!(open.is_empty(), "{open:?}");
-    all
-}
-
 #[test]
 fn the_table_tells_the_model_then_the_kinds_then_the_layers() {
     let report = example("M*E-", 4);
@@ -138,10 +115,7 @@ fn the_page_is_well_formed_and_needs_nothing_else() {
     let count = |name: &str| elements.iter().filter(|e| *e == name).count();
     assert_eq!((count("figure"), count("table"), count("h1"), count("script"), count("link")), (6, 5, 1, 0, 0));
     assert!(page.contains("tiny &lt;&amp;&gt; &quot;model&quot;"));
-    let outside = page.replace("http://www.w3.org/1999/xhtml", "");
-    for word in ["http:", "https:", "url(", "@import", "src="] {
-        assert!(!outside.contains(word), "{word}");
-    }
+    check_alone(&page);
 }
 
 #[test]

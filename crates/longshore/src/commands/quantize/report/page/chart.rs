@@ -1,7 +1,8 @@
 //! Plots over the layers, as SVG.
 
-use super::escape;
 use crate::commands::quantize::report::tables::number;
+use crate::page::escape;
+use crate::page::plot::{Style, legend, marker, steps, tick_text};
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
@@ -19,15 +20,6 @@ const LABELS: usize = 24;
 pub(super) struct Point {
     pub(super) at: usize,
     pub(super) value: f64,
-}
-
-/// How a series is told from others: neither by colour alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Style {
-    /// The class `c0` to `c6`.
-    pub(super) color: usize,
-    /// Dot, open square, triangle.
-    pub(super) shape: usize,
 }
 
 /// Values of one kind.
@@ -51,21 +43,8 @@ pub(super) struct Chart<'a> {
 }
 
 /// What markers mean.
-pub(super) fn legend(series: &[Series], page: &mut String) {
-    if series.is_empty() {
-        return;
-    }
-    *page += "<ul class=\"legend\">\n";
-    for one in series {
-        let mut symbol = String::new();
-        marker(one.style, 8.0, 8.0, None, &mut symbol);
-        let name = escape(&one.name);
-        let _ = writeln!(
-            page,
-            "<li><svg width=\"16\" height=\"16\" viewBox=\"0 0 16 16\" aria-hidden=\"true\">{symbol}</svg>{name}</li>"
-        );
-    }
-    *page += "</ul>\n";
+pub(super) fn legend_of(series: &[Series], page: &mut String) {
+    legend(series.iter().map(|one| (one.style, &*one.name)), page);
 }
 
 impl Chart<'_> {
@@ -153,43 +132,6 @@ impl Chart<'_> {
     }
 }
 
-/// Appends a marker; `title` is shown where one points at it.
-fn marker(Style { color, shape }: Style, x: f64, y: f64, title: Option<&str>, page: &mut String) {
-    let (tag, class, place) = match shape {
-        0 => ("circle", "f", format!("cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\"")),
-        1 => ("rect", "o", format!("x=\"{:.1}\" y=\"{:.1}\" width=\"6.4\" height=\"6.4\"", x - 3.2, y - 3.2)),
-        _ => ("path", "f", format!("d=\"M{:.1} {:.1}l4.5 7.8h-9z\"", x, y - 5.2)),
-    };
-    let title = title.map(|title| format!("<title>{}</title>", escape(title))).unwrap_or_default();
-    let _ = write!(page, "<{tag} class=\"{class} c{color}\" {place}>{title}</{tag}>");
-}
-
-fn tick_text(value: f64) -> String {
-    match value.abs() {
-        0.0 => "0".to_owned(),
-        size if (0.001..100_000.0).contains(&size) => {
-            // Steps are 1, 2 or 5 times a power of ten: rounding takes off what binary fractions add.
-            let text = format!("{value:.4}");
-            text.trim_end_matches('0').trim_end_matches('.').to_owned()
-        }
-        _ => format!("{value:.0e}"),
-    }
-}
-
-/// About five steps of 1, 2 or 5 times a power of ten around the values, and where the axis begins and ends.
-#[expect(clippy::cast_sign_loss, reason = "no count is negative, and `as` saturates")]
-fn steps(low: f64, high: f64) -> (Vec<f64>, f64, f64) {
-    let range = if high > low { high - low } else { high.abs().max(1.0) };
-    let rough = range / 5.0;
-    let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|step| *step >= rough).unwrap_or(10.0 * power);
-    let (first, last) = ((low / step).floor(), (high / step).ceil());
-    // Never more than a dozen, whatever rounding does to huge values.
-    let last = last.max(first + 1.0).min(first + 12.0);
-    let ticks = (0..=(last - first) as u32).map(|i| (first + f64::from(i)) * step).collect();
-    (ticks, first * step, last * step)
-}
-
 /// The powers of ten around the values, as exponents; every second or so where there are many.
 #[expect(clippy::cast_sign_loss, reason = "no count is negative, and `as` saturates")]
 fn decades(low: f64, high: f64) -> (Vec<f64>, f64, f64) {
@@ -205,19 +147,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_axis_holds_its_values_in_few_round_steps() {
-        for (low, high) in [(17.3, 44.9), (0.0, 0.0), (-3.0, -2.9), (1e-30, 2e-30), (-1e9, 1e9), (31.6, 31.6)] {
-            let (ticks, from, to) = steps(low, high);
-            assert!(from <= low && high <= to && (2..=13).contains(&ticks.len()), "{low} {high}: {ticks:?}");
-        }
-        assert_eq!(steps(17.3, 44.9).0, [10.0, 20.0, 30.0, 40.0, 50.0]);
+    fn powers_of_ten_are_few() {
         assert_eq!(decades(-2.5, 0.5), (vec![-3.0, -2.0, -1.0, 0.0, 1.0], -3.0, 1.0));
         assert!(decades(-45.0, 38.0).0.len() <= 9);
         assert_eq!(decades(1.0, 1.0), (vec![1.0, 2.0], 1.0, 2.0));
-    }
-
-    #[test]
-    fn ticks_are_short() {
-        assert_eq!([0.0, 0.1 + 0.2, 50.0, 1e-7, 1e6, 1000.0].map(tick_text), ["0", "0.3", "50", "1e-7", "1e6", "1000"]);
     }
 }

@@ -1,7 +1,7 @@
 //! How many tokens each expert saw, as a map of cells: layers down, experts across.
 
-use super::escape;
 use crate::commands::quantize::report::calibration::ExpertTokens;
+use crate::page::escape;
 use crate::units::count;
 use std::fmt::Write as _;
 
