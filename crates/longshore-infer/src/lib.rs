@@ -24,6 +24,7 @@ pub mod model;
 pub mod mtp;
 pub mod quantized;
 pub mod resume;
+mod rotary;
 pub mod sample;
 pub mod search;
 pub mod site;

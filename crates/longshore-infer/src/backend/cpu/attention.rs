@@ -1,4 +1,4 @@
-//! Grouped-query attention, causal, without position embedding: prompts and decoding alike.
+//! Grouped-query attention, causal: prompts and decoding alike. Positions are the rotary embedding's matter (`rotary.rs`).
 //!
 //! Keys are taken in blocks that begin at multiples of [`KEYS`], with the running maximum and sum of Milakov and
 //! Gimelshein (2018). The blocks do not depend on where a query or a prompt's cut is, so neither do the bits.
@@ -39,6 +39,11 @@ impl KvState {
             Precision::Bfloat16 => KvHead::Bfloat16 { k: Vec::new(), v: Vec::new() },
         };
         Self { heads: (0..spec.kv_heads).map(head).collect(), head_dim: spec.head_dim as usize, tokens: 0 }
+    }
+
+    /// Tokens that it holds.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
     }
 
     /// Forgets all but the first `tokens` tokens.
