@@ -8,11 +8,13 @@ mod folder;
 mod shared_data;
 
 use longshore_convert::source::Source;
+use longshore_infer::backend::Backend;
 use longshore_infer::backend::cpu::isa::Isa;
 use longshore_infer::backend::cpu::{Cpu, Precision};
 use longshore_infer::cache::Sequence;
 use longshore_infer::error::Error;
 use longshore_infer::generate::{GenerateOptions, generate};
+use longshore_infer::layers::Norm;
 use longshore_infer::memory::Demand;
 use longshore_infer::model::{Model, ModelOptions, Positions, Run};
 use longshore_infer::sample::{Sampler, Sampling};
@@ -102,6 +104,24 @@ fn transformers_logits_and_tokens_are_ours() {
         assert_eq!(got.len(), prompt.tops.len() * model.vocab());
         assert_eq!(greedy(&model, &prompt.ids, prompt.greedy.len()), prompt.greedy);
     }
+}
+
+#[test]
+fn its_norms_round_before_they_multiply_in_bfloat16_alone() {
+    let rounds_first = |name| longshore_convert::arch::find(name).expect("an architecture").norms_round_first;
+    assert_eq!(["llama", "nemotron_h"].map(rounds_first), [true, false]);
+    let (x, weight) = (vec![3.0, -4.0, 0.1, 7.7], vec![1.003, 0.7, 1.3, 0.9]);
+    let normed = |precision, rounds_first| {
+        let backend = Cpu::new(1, precision).expect("threads start");
+        let norm = Norm { weight: backend.vector(weight.clone()), eps: 1e-5, rounds_first };
+        let mut out = backend.buffer(1, 4);
+        backend.rms_norm(&backend.upload(4, &x), &norm, &mut out);
+        backend.download(&out, 0..1)
+    };
+    let plain = normed(Precision::Float32, false);
+    assert_eq!(bits(&normed(Precision::Float32, true)), bits(&plain));
+    assert_eq!(bits(&normed(Precision::Bfloat16, false)), bits(&plain));
+    assert_ne!(bits(&normed(Precision::Bfloat16, true)), bits(&plain));
 }
 
 #[test]

@@ -65,7 +65,7 @@ fn facts(architecture: &Architecture) -> Value {
 
 /// What can be done with its checkpoints.
 fn commands(architecture: &Architecture) -> &'static str {
-    if architecture.is_converted() { "all commands" } else { "runs only: generate, logits, eval" }
+    if architecture.is_converted() { "all commands" } else { "runs (generate, logits, eval), is not converted" }
 }
 
 fn find(name: &str) -> Result<(&'static Architecture, Vec<RuleRow>), UsageError> {

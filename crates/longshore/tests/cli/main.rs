@@ -8,6 +8,7 @@ mod export;
 mod generate;
 mod harness;
 mod inspect;
+mod llama;
 mod logits;
 mod quantize;
 mod refused;
