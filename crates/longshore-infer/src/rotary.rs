@@ -50,18 +50,19 @@ mod tests {
         let cases = reference["rotary"].as_array().expect("configs");
         for case in cases {
             let number = |name: &str| case[name].as_f64().unwrap_or_default();
+            let whole = |name: &str| case[name].as_u64().unwrap_or_default();
             let scaling = match case["rope_type"].as_str() {
                 Some("linear") => RotaryScaling::Linear { factor: number("factor") },
                 Some("llama3") => RotaryScaling::Llama3 {
                     factor: number("factor"),
                     low_freq_factor: number("low_freq_factor"),
                     high_freq_factor: number("high_freq_factor"),
-                    original_max_position_embeddings: number("original_max_position_embeddings") as u64,
+                    original_max_position_embeddings: whole("original_max_position_embeddings"),
                 },
                 _ => RotaryScaling::Default,
             };
             let rotary = Rotary { theta: number("rope_theta"), scaling };
-            let got: Vec<u32> = frequencies(&rotary, number("head_dim") as u64).iter().map(|x| x.to_bits()).collect();
+            let got: Vec<u32> = frequencies(&rotary, whole("head_dim")).iter().map(|x| x.to_bits()).collect();
             assert_eq!(serde_json::json!(got), case["bits"], "{case}");
         }
         assert_eq!(cases.len(), 4);
