@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""The forward pass against transformers: what Longshore computes for Nemotron-H models, number by number.
+"""The forward pass against transformers: what Longshore computes for Nemotron-H and Llama models, number by number.
 
     logits.py [--quick] [--longshore PATH] [--work DIR] [--only TEXT] [--config CONFIG.json] [--pattern MEM*]
 
-Tiny random models of every kind, the bundled model, and (not with --quick) a few layers of Nemotron-3-Nano in their real
-shape, where its config.json is at hand and memory and disk allow. Per model:
+Tiny random models of every kind, the bundled model, stories260K where it is among the shared data, and (not with --quick) a few
+layers of Nemotron-3-Nano in their real shape, where its config.json is at hand and memory and disk allow. Per model:
 
   f32      residual stream after every layer, router logits, chosen experts and logits equal transformers' in float32
   f64      Longshore's distance from a float64 run is not more than twice that of transformers' float32
   steps    without --dt-min, the logits equal transformers' token by token, through its cache, without its bound on time steps
   bf16     KL divergence from float32 and agreement on the most likely token are not worse than those of transformers' bfloat16
   greedy   32 tokens after every prompt are the same, with the same probabilities
-  te, local  the same numbers, to the bit, from the checkpoint converted to torch_dist
+  te, local  the same numbers, to the bit, from the checkpoint converted to torch_dist (Llama models: are refused)
 
 and runs that are wrong on purpose must be seen. One line per check, then `N passed, N failed`; exit status 0 if nothing failed.
 Runs in the environment of setup.sh, which it makes where there is none.
@@ -29,6 +29,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 LENGTHS = (5, 23, 40, 300)      # the last is longer than a chunk of the scan and a block of attention
+LONG = 1200                     # tokens, for models with rotary embedding
 MANY = (300,) * 8               # bfloat16 is compared by its statistics, which few tokens leave to chance
 NEW = 32
 NEEDED = 15 << 30               # bytes of memory and of disk for the real shape: its largest layer in float64 is 10 GiB
@@ -57,6 +58,7 @@ class Checks:
     def __init__(self, a, work):
         self.a, self.work, self.results, self.start = a, work, [], time.time()
         self.roundings = []     # (ours, theirs) of every model in bfloat16
+        self.dt_min = ()        # how the model at hand is told to clamp time steps as transformers does
 
     def check(self, name, fn, *args):
         """Runs one check and prints its line."""
@@ -85,8 +87,9 @@ class Checks:
             raise RuntimeError(f"`longshore {' '.join(map(str, argv))[:200]}` ended with {r.returncode}: {r.stderr.strip()[-300:]}")
         return r.stdout
 
-    def saved(self, model, ids, precision="f32", options=("--dt-min", "config")):
+    def saved(self, model, ids, precision="f32", options=None):
         """The file that `longshore logits --save` writes."""
+        options = self.dt_min if options is None else options
         asked, out = os.path.join(self.work, "ids.jsonl"), os.path.join(self.work, f"{precision}.safetensors")
         with open(asked, "w") as f:
             f.writelines(json.dumps({"input_ids": p}) + "\n" for p in ids)
@@ -112,7 +115,7 @@ class Checks:
         worst = 0.0
         for p, (prompt, (tokens, logprobs)) in enumerate(zip(ids, want)):
             said = json.loads(self.longshore("generate", model, "--prompt-ids", ",".join(map(str, prompt)), "--max-new", NEW, "--ignore-eos",
-                                             "--json", "--precision", "f32", "--dt-min", "config", "--top-logprobs", 1))
+                                             "--json", "--precision", "f32", *self.dt_min, "--top-logprobs", 1))
             if said["ids"] != tokens:
                 at = next((i for i, (a, b) in enumerate(zip(said["ids"], tokens)) if a != b), len(said["ids"]))
                 raise Failed(f"prompt {p}: token {at} of {len(tokens)} differs")
@@ -134,11 +137,20 @@ class Checks:
             raise Failed("other bytes than from the Hugging Face folder")
         return f"{len(files[0])} bytes the same"
 
+    def refused(self, model, spec):
+        """What cannot be converted says so and leaves nothing behind."""
+        out = os.path.join(self.work, "refused")
+        r = subprocess.run([self.a.longshore, "convert", model, out, "--spec", spec], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if r.returncode != 2 or "not converted" not in r.stderr or os.path.exists(out):
+            raise Failed(f"exit status {r.returncode}: {r.stderr.strip()[-300:]}")
+        return "refused"
+
     # ---- a small model
     def small(self, m):
         torch.set_num_threads(1)        # for work this small, more are slower
+        self.dt_min = () if m.llama else ("--dt-min", "config")
         folder = m.make(self.work)
-        ids = prompts(folder)
+        ids = prompts(folder, LENGTHS + (LONG,) * m.long)
         theirs, exact = (reference.prefill(folder, ids, t) for t in (F32, F64))
         next_tokens = reference.greedy(folder, ids, NEW, F32)
         self.check(f"f32     {m.name}", lambda: equal(self.outputs(folder, ids), theirs, exact))
@@ -147,7 +159,11 @@ class Checks:
         self.check(f"bf16    {m.name}", self.bf16, folder, prompts(folder, MANY), reference.prefill)
         self.check(f"greedy  {m.name}", self.generated, folder, ids, next_tokens)
         for spec in ("te", "local"):
-            self.check(f"{spec:<7} {m.name}", self.converted, folder, ids, spec, folder)
+            self.check(f"{spec:<7} {m.name}", *((self.refused, folder, spec) if m.llama else (self.converted, folder, ids, spec, folder)))
+        if m.name == "llama3-tied":
+            for name, change in (("rotary factor", models.other_rope), ("gate and up", models.swapped)):
+                other = change(folder, os.path.join(self.work, change.__name__))
+                self.wrong(name, lambda: equal(self.outputs(other, ids), theirs, exact))
         if m.clamps:
             self.wrong("without --dt-min", lambda: equal(self.outputs(folder, ids, options=()), theirs, exact))
         if m.name == "moe":
@@ -182,6 +198,7 @@ class Checks:
     def real_shape(self, config):
         """Layers of a release, one of every kind: 4 GB of disk for Nano, more for more layers with experts."""
         torch.set_num_threads(os.cpu_count() or 1)
+        self.dt_min = ("--dt-min", "config")
         folder = models.released_shape(config, self.a.pattern, os.path.join(self.work, "real"))
         ids, by_layer = prompts(folder), reference.prefill_by_layer
         theirs, exact, ours = by_layer(folder, ids, F32), by_layer(folder, ids, F64), self.outputs(folder, ids)
@@ -202,7 +219,7 @@ class Checks:
                 raise Failed(f"{dtype}: {worst}")
 
     def run(self):
-        for m in models.MODELS:
+        for m in models.MODELS + models.trained_llama():
             if self.a.only in m.name:
                 self.small(m)
         chosen, why = self.config()

@@ -1,4 +1,4 @@
-"""The models of logits.py: variants of the tiny random ones, the bundled one, and a few layers of a released shape."""
+"""The models of logits.py: variants of the tiny random ones, the bundled and a published one, a few layers of a released shape."""
 import contextlib
 import dataclasses
 import glob
@@ -25,10 +25,12 @@ class Model:
     config: dict = dataclasses.field(default_factory=dict, hash=False)
     folder: str = ""
     clamps: bool = False        # its time steps are below time_step_min: with and without the clamp it computes different things
+    llama: bool = False         # no time steps, and not converted
+    long: bool = False          # one more prompt, far into the rotary embedding
 
     def make(self, work):
         if self.folder:
-            return os.path.join(ROOT, self.folder)
+            return os.path.join(ROOT, self.folder)      # which an absolute path replaces
         seed = sum(map(ord, self.name))
         with contextlib.redirect_stdout(io.StringIO()):
             make_hf.tiny(work, [self.base], seed, self.config, 0, False)
@@ -41,6 +43,7 @@ class Model:
 # Sizes that no vector unit and no block likes, and one group, head or expert where there are usually several.
 ODD = dict(hidden_size=72, vocab_size=250, ssm_state_size=20, mamba_num_heads=6, mamba_head_dim=24, n_groups=3, conv_kernel=3,
            num_attention_heads=3, num_key_value_heads=1, head_dim=24, intermediate_size=100, chunk_size=256)
+LLAMA_ODD = dict(hidden_size=72, vocab_size=250, num_attention_heads=6, num_key_value_heads=2, head_dim=26, intermediate_size=100)
 CHUNKS = dict(chunk_size=128)       # as released; the base models have 8
 
 MODELS = [
@@ -58,7 +61,42 @@ MODELS = [
     Model("latent", "nemotron_h_latent_mtp", CHUNKS),
     Model("latent-odd", "nemotron_h_latent_mtp", dict(ODD, moe_latent_size=20, n_routed_experts=6, num_experts_per_tok=2)),
     Model("bundled", folder="models/nemotron-h-10m"),
+    Model("llama-plain", "llama", dict(max_position_embeddings=8192), llama=True, long=True),
+    Model("llama-odd", "llama", LLAMA_ODD, llama=True),
+    Model("llama-mqa-tied", "llama", dict(num_key_value_heads=1, head_dim=32, tie_word_embeddings=True), llama=True),
+    Model("llama-linear", "llama", dict(rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=3.0)), llama=True),
+    Model("llama3-tied", "llama_tied", dict(max_position_embeddings=8192), llama=True, long=True),
+    Model("llama3-odd", "llama", dict(LLAMA_ODD, rope_parameters=dict(rope_type="llama3", rope_theta=1000.0, factor=5.0, low_freq_factor=1.0,
+                                                                      high_freq_factor=3.0, original_max_position_embeddings=100)), llama=True),
 ]
+
+
+def trained_llama():
+    """The stories260K model among the shared data, where it is: at most one."""
+    path = os.path.join(shared(), "data/models/stories260K/hf")
+    return [Model("stories260k", folder=path, llama=True)] if os.path.exists(path) else []
+
+
+def other_rope(folder, out):
+    """A copy of a Llama folder, whose rotary embedding is stretched by a hundredth less."""
+    shutil.copytree(folder, out)
+    path = os.path.join(out, "config.json")
+    config = json.load(open(path))
+    config["rope_parameters"]["factor"] *= 0.99
+    with open(path, "w") as f:
+        json.dump(config, f)
+    return out
+
+
+def swapped(folder, out):
+    """A copy of a Llama folder, where gate and up of layer 0 have changed places."""
+    shutil.copytree(folder, out)
+    path = os.path.join(out, "model.safetensors")
+    tensors = load_file(path)
+    gate, up = (f"model.layers.0.mlp.{part}_proj.weight" for part in ("gate", "up"))
+    tensors[gate], tensors[up] = tensors[up], tensors[gate]
+    save_file(tensors, path, metadata={"format": "pt"})
+    return out
 
 
 def changed(folder, out):
@@ -73,9 +111,14 @@ def changed(folder, out):
     return out
 
 
+def shared():
+    """The folder of the shared data, which need not be there."""
+    return os.environ.get("LONGSHORE_DATA", os.path.join(os.path.dirname(ROOT), "shared"))
+
+
 def released_config():
     """The config.json of Nemotron-3-Nano among the shared data, or None."""
-    path = os.path.join(os.environ.get("LONGSHORE_DATA", os.path.join(os.path.dirname(ROOT), "shared")), NANO)
+    path = os.path.join(shared(), NANO)
     return path if os.path.exists(path) else None
 
 

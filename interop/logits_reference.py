@@ -1,4 +1,5 @@
-"""What transformers computes for a Nemotron-H folder: residual stream, routing, logits and greedy tokens, in float32, bfloat16 and float64.
+"""What transformers computes for a Nemotron-H or Llama folder: residual stream, routing, logits and greedy tokens, in float32, bfloat16
+and float64.
 
 Attention and experts run in transformers' plain ("eager") code. Every function takes prompts (lists of token ids) and a dtype.
 """
@@ -10,6 +11,7 @@ import torch
 import transformers
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
 from transformers.models.nemotron_h import modeling_nemotron_h as modeling
 
 transformers.logging.set_verbosity_error()
@@ -34,7 +36,7 @@ class Outputs:
 
 
 class _Float64Torch:
-    """The torch module as modeling_nemotron_h sees it, with a float32 of 64 bits."""
+    """The torch module as transformers' model files see it, with a float32 of 64 bits."""
     float32 = torch.float64
 
     def __getattr__(self, name):
@@ -47,11 +49,12 @@ def arithmetic(dtype):
     if dtype != torch.float64:
         yield
         return
-    modeling.torch, torch.Tensor.float = _Float64Torch(), torch.Tensor.double
+    modeling.torch = modeling_llama.torch = _Float64Torch()
+    torch.Tensor.float = torch.Tensor.double
     try:
         yield
     finally:
-        modeling.torch = torch
+        modeling.torch = modeling_llama.torch = torch
         del torch.Tensor.float      # uncovers the method of the base class
 
 
@@ -59,6 +62,8 @@ def load(folder, dtype, clamp=True):
     """The whole model. clamp=False takes the lower bound of time steps away, which transformers applies to prompts but not to
     single tokens: without it both are the function that the model was trained as."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", experts_implementation="eager").eval()
+    if is_llama(model):
+        return model
     if model.config.tie_word_embeddings:    # transformers keeps a head of its own for this family, and fills it with noise
         model.lm_head.weight = model.model.embeddings.weight
     if not clamp:
@@ -68,6 +73,28 @@ def load(folder, dtype, clamp=True):
     return model
 
 
+def is_llama(model):
+    return model.config.model_type == "llama"
+
+
+def watch_nemotron(body, watch):
+    watch(body.embeddings, lambda o, x: o.hidden.__setitem__(0, x[0]))
+    for i, layer in enumerate(body.layers):
+        watch(layer, lambda o, x, i=i: o.hidden.__setitem__(i + 1, x[0]))
+        if layer.block_type == "moe":
+            watch(layer.mixer.gate, lambda o, x, i=i: o.routing(i, x))
+    return len(body.layers)
+
+
+def watch_llama(body, watch):
+    """A block is two layers: what its second norm reads, and what it gives."""
+    watch(body.embed_tokens, lambda o, x: o.hidden.__setitem__(0, x[0]))
+    for i, block in enumerate(body.layers):
+        watch(block.post_attention_layernorm, lambda o, x, i=i: o.hidden.__setitem__(2 * i + 1, x[0]), before=True)
+        watch(block, lambda o, x, i=i: o.hidden.__setitem__(2 * i + 2, (x[0] if isinstance(x, tuple) else x)[0]))
+    return 2 * len(body.layers)
+
+
 @torch.no_grad()
 def prefill(folder, prompts, dtype):
     """Every prompt at once through the whole model."""
@@ -75,17 +102,16 @@ def prefill(folder, prompts, dtype):
     found, hooks = [], []
     body = model.model
 
-    def watch(module, put):
-        hooks.append(module.register_forward_hook(lambda _m, _i, out: put(found[-1], out)))
+    def watch(module, put, before=False):
+        if before:
+            hooks.append(module.register_forward_pre_hook(lambda _m, given: put(found[-1], given[0])))
+        else:
+            hooks.append(module.register_forward_hook(lambda _m, _i, out: put(found[-1], out)))
 
-    watch(body.embeddings, lambda o, x: o.hidden.__setitem__(0, x[0]))
-    for i, layer in enumerate(body.layers):
-        watch(layer, lambda o, x, i=i: o.hidden.__setitem__(i + 1, x[0]))
-        if layer.block_type == "moe":
-            watch(layer.mixer.gate, lambda o, x, i=i: o.routing(i, x))
+    layers = watch_llama(body, watch) if is_llama(model) else watch_nemotron(body, watch)
     with arithmetic(dtype):
         for ids in prompts:
-            found.append(Outputs(len(body.layers)))
+            found.append(Outputs(layers))
             found[-1].done(model(torch.tensor([ids]), use_cache=False).logits[0])
     for hook in hooks:
         hook.remove()

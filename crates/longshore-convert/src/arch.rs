@@ -1,8 +1,9 @@
 //! The architectures: one file each with its table, one line each in the registry.
 
+pub mod llama;
 pub mod nemotron_h;
 
-use crate::config::{Attention, LayerSpec, Mamba, Mlp, ModelConfig, Moe, Mtp};
+use crate::config::{Activation, Attention, LayerSpec, Mamba, Mlp, ModelConfig, Moe, Mtp, Rotary, RotaryScaling};
 use crate::error::Problem;
 use crate::mapping::Mapping;
 use crate::options::{ImportOptions, Layout, NormKeys, SpecName};
@@ -51,20 +52,50 @@ pub struct Architecture {
     pub summary: &'static str,
     /// The table: the mapping of a config, for the given keys and number of vocabulary rows on the Megatron side.
     pub mapping: fn(&ModelConfig, &SpecKeys, u64) -> Mapping,
-    /// Parallel sizes that no model of the config can have.
-    pub check_layout: fn(&ModelConfig, Layout) -> Vec<Problem>,
+    /// What the Megatron names of layer `i` of the trunk begin with. Layers whose names differ may share it.
+    pub layer_prefix: fn(u64) -> String,
+    /// The Megatron module of the norm before the output layer.
+    pub final_norm: &'static str,
+    /// Whether norms round to the type of their input before they multiply by the weight (transformers' `LlamaRMSNorm`),
+    /// not after.
+    pub norms_round_first: bool,
+    /// Parallel sizes that no model of the config can have; `None` where models run but are not converted.
+    pub check_layout: Option<fn(&ModelConfig, Layout) -> Vec<Problem>>,
     /// A small config that has every layer kind, for printing the table.
     pub example: fn() -> ModelConfig,
 }
 
-const ARCHITECTURES: [Architecture; 1] = [Architecture {
-    name: "nemotron_h",
-    hf_class: "NemotronHForCausalLM",
-    summary: "Nemotron-H, Nemotron Nano 2 and Nemotron 3: Mamba-2, attention, MLP and (latent) MoE layers, MTP",
-    mapping: nemotron_h::mapping,
-    check_layout: nemotron_h::check_layout,
-    example: nemotron_h_example,
-}];
+impl Architecture {
+    /// Whether its checkpoints are converted, exported and quantized; all of them run.
+    pub fn is_converted(&self) -> bool {
+        self.check_layout.is_some()
+    }
+}
+
+const ARCHITECTURES: [Architecture; 2] = [
+    Architecture {
+        name: "nemotron_h",
+        hf_class: "NemotronHForCausalLM",
+        summary: "Nemotron-H, Nemotron Nano 2 and Nemotron 3: Mamba-2, attention, MLP and (latent) MoE layers, MTP",
+        mapping: nemotron_h::mapping,
+        layer_prefix: |i| format!("decoder.layers.{i}."),
+        final_norm: "decoder.final_norm",
+        norms_round_first: false,
+        check_layout: Some(nemotron_h::check_layout),
+        example: nemotron_h_example,
+    },
+    Architecture {
+        name: "llama",
+        hf_class: "LlamaForCausalLM",
+        summary: "Llama 1 to 3: rotary attention and gated MLP; from Hugging Face folders",
+        mapping: llama::mapping,
+        layer_prefix: llama::prefix,
+        final_norm: llama::FINAL_NORM,
+        norms_round_first: true,
+        check_layout: None,
+        example: llama_example,
+    },
+];
 
 /// Every supported architecture.
 pub fn list() -> &'static [Architecture] {
@@ -95,7 +126,9 @@ pub struct RuleRow {
 pub fn rules(name: &str) -> Option<Vec<RuleRow>> {
     let architecture = find(name)?;
     let config = (architecture.example)();
-    let keys = SpecKeys { norms: NormKeys::Fused, norm_states: true, ..SpecKeys::CANONICAL };
+    // What is not converted has the engine's names alone.
+    let fused = SpecKeys { norms: NormKeys::Fused, norm_states: true, ..SpecKeys::CANONICAL };
+    let keys = if architecture.is_converted() { fused } else { SpecKeys::CANONICAL };
     Some(rule_rows(&(architecture.mapping)(&config, &keys, config.vocab_size)))
 }
 
@@ -128,7 +161,7 @@ fn without_numbers(name: &str) -> String {
 }
 
 fn nemotron_h_example() -> ModelConfig {
-    let attention = LayerSpec::Attention(Attention { heads: 8, kv_heads: 2, head_dim: 4 });
+    let attention = LayerSpec::Attention(Attention { heads: 8, kv_heads: 2, head_dim: 4, rotary: None });
     let moe = LayerSpec::Moe(Moe {
         experts: 4,
         top_k: 2,
@@ -142,9 +175,17 @@ fn nemotron_h_example() -> ModelConfig {
     });
     let mamba = LayerSpec::Mamba(Mamba { heads: 8, head_dim: 4, groups: 8, state: 4, conv_kernel: 4 });
     let base = ModelConfig::minimal("NemotronHForCausalLM", 16, 32);
+    let mlp = LayerSpec::Mlp(Mlp { ffn: 8, activation: Activation::ReluSquared });
     ModelConfig {
-        layers: vec![mamba, attention, LayerSpec::Mlp(Mlp { ffn: 8 }), moe],
+        layers: vec![mamba, attention, mlp, moe],
         mtp: Some(Mtp { depth: 1, layers: vec![attention, moe], repeated: Some(false) }),
         ..base
     }
+}
+
+fn llama_example() -> ModelConfig {
+    let rotary = Some(Rotary { theta: 10_000.0, scaling: RotaryScaling::Default });
+    let attention = LayerSpec::Attention(Attention { heads: 4, kv_heads: 2, head_dim: 4, rotary });
+    let mlp = LayerSpec::Mlp(Mlp { ffn: 8, activation: Activation::SwiGlu });
+    ModelConfig { layers: vec![attention, mlp], ..ModelConfig::minimal("LlamaForCausalLM", 16, 32) }
 }

@@ -96,6 +96,7 @@ fn identity(tensor: SourceTensor) -> Recipe {
 fn mapped(a: &Side, b: &Side, out: &mut Pairs) -> Result<Vec<Recipe>> {
     let (hf, mc) = if a.catalog.format == Format::Safetensors { (a, b) } else { (b, a) };
     let mut model = Model::from_folder(&hf.catalog.folder)?;
+    model.check_converted(&hf.catalog.folder)?;
     let per_block = model.config.mtp.as_ref().map_or(1, |m| m.layers.len() as u64);
     model.settle_mtp(hf.catalog.tensors.keys(), per_block);
     out.notes.extend(model.notes.iter().map(|n| n.text.clone()));

@@ -26,7 +26,7 @@ pub struct Mamba {
 }
 
 /// Grouped-query attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Attention {
     /// Query heads.
     pub heads: u64,
@@ -34,13 +34,71 @@ pub struct Attention {
     pub kv_heads: u64,
     /// Channels of a head.
     pub head_dim: u64,
+    /// Rotary position embedding of queries and keys, over all channels of a head; `None`: positions are not embedded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotary: Option<Rotary>,
 }
 
-/// A dense MLP without gate.
+/// Rotary position embedding (Su et al. 2021): the first half of a head's channels with the second.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Rotary {
+    /// Base of the wavelengths (`rope_theta`), at least 1.
+    pub theta: f64,
+    /// What longer contexts do to the frequencies.
+    pub scaling: RotaryScaling,
+}
+
+/// How frequencies are stretched (`rope_type`); every factor is at least 1 but those of Llama 3's two borders.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(tag = "rope_type", rename_all = "lowercase")]
+pub enum RotaryScaling {
+    /// Not at all.
+    Default,
+    /// All by the same factor.
+    Linear {
+        /// The factor.
+        factor: f64,
+    },
+    /// Long wavelengths by the factor, short ones not, those in between by a mixture (Llama 3.1).
+    Llama3 {
+        /// The factor.
+        factor: f64,
+        /// Waves that fit the original context less often than this are long.
+        low_freq_factor: f64,
+        /// Waves that fit it more often than this are short.
+        high_freq_factor: f64,
+        /// The original context.
+        original_max_position_embeddings: u64,
+    },
+}
+
+/// A dense MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Mlp {
     /// Inner width.
     pub ffn: u64,
+    /// What stands between its linears.
+    pub activation: Activation,
+}
+
+impl Mlp {
+    /// Rows of the first linear: with a gate, twice the inner width.
+    pub fn fc1_rows(&self) -> u64 {
+        match self.activation {
+            Activation::ReluSquared => self.ffn,
+            Activation::SwiGlu => self.ffn.saturating_mul(2),
+        }
+    }
+}
+
+/// The function between the linears of an MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    /// `max(x, 0)^2`
+    ReluSquared,
+    /// `silu(gate) * up`; the first linear has the gate's rows, then those of up.
+    SwiGlu,
 }
 
 /// A mixture of experts with a shared expert.
@@ -228,14 +286,16 @@ impl ModelConfig {
             let rows = inner.saturating_add(bc).saturating_mul(2).saturating_add(heads);
             need("mamba_num_heads", fits(&[rows, h]) && fits(&[rows, conv_kernel]), too_large("Mamba projection"));
         }
-        if let Some(Attention { heads, kv_heads, head_dim }) = kinds.attention {
+        if let Some(Attention { heads, kv_heads, head_dim, rotary }) = kinds.attention {
             let whole = heads.is_multiple_of(kv_heads);
             need("num_key_value_heads", whole, format!("{kv_heads} do not divide {heads} attention heads"));
             let rows = heads.saturating_add(kv_heads.saturating_mul(2)).saturating_mul(head_dim);
             need("num_attention_heads", fits(&[rows, h]), too_large("attention projection"));
+            let halves = rotary.is_none() || head_dim.is_multiple_of(2);
+            need("head_dim", halves, format!("rotary embedding needs an even number of channels, found {head_dim}"));
         }
-        if let Some(Mlp { ffn }) = kinds.mlp {
-            need("intermediate_size", fits(&[ffn, h]), too_large("MLP"));
+        if let Some(mlp) = kinds.mlp {
+            need("intermediate_size", fits(&[mlp.fc1_rows(), h]), too_large("MLP"));
         }
         if let Some(m) = kinds.moe {
             let e = m.experts;
@@ -258,7 +318,7 @@ impl ModelConfig {
 }
 
 /// More layers or experts than this are a damaged file: every one of them becomes names in memory.
-const MAX_LAYERS: u64 = 1 << 13;
+pub(crate) const MAX_LAYERS: u64 = 1 << 13;
 const MAX_EXPERTS: u64 = 1 << 18;
 
 fn too_large(what: &str) -> String {

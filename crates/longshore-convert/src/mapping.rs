@@ -223,6 +223,27 @@ impl Scope<'_> {
         self.rule(vec![hf], names)
     }
 
+    /// Several Hugging Face tensors, one Megatron tensor: its rows are theirs, in this order. `row` is the shape of a row.
+    #[track_caller]
+    pub fn join(&mut self, parts: &[(&str, u64)], mc: &str, row: &[u64]) -> Rule<'_> {
+        let rule = Location::caller();
+        let mc = format!("{}{mc}", self.mc);
+        let rows: u64 = parts.iter().map(|p| p.1).sum();
+        let row_len: u64 = row.iter().product();
+        let with_rows = |n: u64| std::iter::once(n).chain(row.iter().copied()).collect::<Vec<_>>();
+        self.declare(false, mc.clone(), with_rows(rows), false, rule);
+        let (mut start, mut names) = (0, Vec::new());
+        for &(part, n) in parts {
+            let hf = format!("{}{part}", self.hf);
+            self.declare(true, hf.clone(), with_rows(n), false, rule);
+            let region = Region::rows(rows, start..start + n, row_len);
+            self.tie("join", (hf.clone(), Region::all(n * row_len)), (mc.clone(), region), rule);
+            start += n;
+            names.push(hf);
+        }
+        self.rule(names, vec![mc])
+    }
+
     /// q, k and v interleaved per query group: `[kv_heads, heads/kv_heads q | 1 k | 1 v, head_dim, hidden]`.
     #[track_caller]
     pub fn qkv(&mut self, hf: [&str; 3], mc: &str, heads: u64, kv_heads: u64, head_dim: u64, hidden: u64) -> Rule<'_> {

@@ -69,6 +69,18 @@ impl Model {
         Ok(Self { config, architecture, folder, notes })
     }
 
+    /// Refuses a model that runs but is not converted: no checkpoint of Megatron is read or written for it.
+    pub fn check_converted(&self, path: &Path) -> Result<()> {
+        if self.architecture.is_converted() {
+            return Ok(());
+        }
+        let class = self.architecture.hf_class;
+        let what = format!(
+            "`{class}` runs from a Hugging Face folder (generate, logits, eval), but it is not converted, exported or quantized yet"
+        );
+        Err(Error::Model { path: self.folder.clone().unwrap_or_else(|| path.into()), what })
+    }
+
     /// Settles whether MTP blocks are repeated from the number of blocks that the source holds, where the config is
     /// silent. `names` are tensor names; `layers_per_block` maps an index after `mtp.layers.` to a block.
     pub fn settle_mtp<'a>(&mut self, names: impl Iterator<Item = &'a String>, indices_per_block: u64) {

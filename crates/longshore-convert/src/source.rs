@@ -235,6 +235,13 @@ pub(crate) fn hugging_face(catalog: &mut Catalog, base: Option<&Path>) -> Result
     let per_block = model.config.mtp.as_ref().map_or(1, |m| m.layers.len() as u64);
     model.settle_mtp(catalog.tensors.keys(), per_block);
     let config = packed::config(&catalog.folder)?;
+    if !model.architecture.is_converted() {
+        if config.is_some_and(|config| !config.is_null()) {
+            let what = format!("quantized weights of `{}` are not read yet", model.architecture.hf_class);
+            return Err(Error::Model { path: catalog.folder.clone(), what });
+        }
+        return Ok((model, None));
+    }
     let folder = packed::take(catalog, &model, config.as_ref())?;
     if let Some(folder) = &folder {
         let count = folder.quantization.linears.iter().filter(|q| q.is_quantized()).count();
@@ -248,6 +255,7 @@ pub(crate) fn hugging_face(catalog: &mut Catalog, base: Option<&Path>) -> Result
 pub(crate) fn torch_dist(catalog: &mut Catalog, base: Option<&Path>) -> Result<(Model, u64, Stored)> {
     let manifest = read_manifest(&catalog.folder)?;
     let mut model = Model::from_torch_dist(catalog, base)?;
+    model.check_converted(&catalog.folder)?;
     model.settle_mtp(catalog.tensors.keys(), 1);
     let ignored = drop_training_state(catalog);
     if ignored > 0 {

@@ -8,7 +8,7 @@
 pub mod cpu;
 
 use crate::error::Result;
-use crate::layers::{AttentionWeights, MambaWeights, MoeWeights};
+use crate::layers::{AttentionWeights, MambaWeights, MoeWeights, Norm};
 use crate::quantized::InputQuantizer;
 use crate::site::Site;
 use crate::stats::{InputStats, StatsWanted};
@@ -167,7 +167,7 @@ pub trait Backend: Sized + Send + Sync {
     fn truncate_kv(&self, state: &mut Self::KvState, tokens: usize);
 
     /// `out = rms_norm(x) * weight`.
-    fn rms_norm(&self, x: &Self::Buffer, weight: &Self::Vector, eps: f32, out: &mut Self::Buffer);
+    fn rms_norm(&self, x: &Self::Buffer, norm: &Norm<Self>, out: &mut Self::Buffer);
     /// `out = x W^T`.
     fn linear(&self, x: &Self::Buffer, weight: &Self::Matrix, out: &mut Self::Buffer);
     /// `residual += x`, rounded as the precision asks.
@@ -189,6 +189,8 @@ pub trait Backend: Sized + Send + Sync {
     fn concatenate(&self, a: &Self::Buffer, b: &Self::Buffer) -> Self::Buffer;
     /// `max(x, 0)^2` in place.
     fn relu_squared(&self, x: &mut Self::Buffer);
+    /// `out = silu(gate) * up` from rows of `[gate | up]`.
+    fn swiglu(&self, x: &Self::Buffer, out: &mut Self::Buffer);
     /// From the input projection `[tokens, z | x | B | C | dt]` to the input of the output projection: causal
     /// convolution, scan, gate and group norm.
     fn mamba(
@@ -198,6 +200,16 @@ pub trait Backend: Sized + Send + Sync {
         projected: &Self::Buffer,
         segments: &mut [Segment<'_, Self::MambaState>],
         out: &mut Self::Buffer,
+    );
+    /// Rotates the queries and keys of `[tokens, groups of (queries, key, value)]`, which come after the tokens that the
+    /// states know, by the angles of their positions. `frequencies`: the angle from one token to the next of every pair of
+    /// channels, of which a head's first half has the one and its second half the other.
+    fn rotate(
+        &self,
+        weights: &AttentionWeights<Self>,
+        frequencies: &Self::Vector,
+        segments: &[Segment<'_, Self::KvState>],
+        qkv: &mut Self::Buffer,
     );
     /// Causal attention over all tokens so far, from `[tokens, groups of (queries, key, value)]`.
     fn attention(

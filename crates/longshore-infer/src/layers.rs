@@ -7,8 +7,18 @@ use crate::cache::LayerState;
 use crate::error::Result;
 use crate::quantized::InputQuantizer;
 use crate::site::Site;
-use longshore_convert::config::{Attention, Mamba, Mlp, Moe};
+use longshore_convert::config::{Activation, Attention, Mamba, Mlp, Moe};
 use std::ops::Range;
+
+/// An RMS norm.
+pub struct Norm<B: Backend> {
+    /// `[hidden]`.
+    pub weight: B::Vector,
+    /// Added to the mean of the squares.
+    pub eps: f32,
+    /// Whether the normalized rows are rounded, where the precision rounds, before they are multiplied by the weight.
+    pub rounds_first: bool,
+}
 
 /// A linear without bias.
 pub struct Linear<B: Backend> {
@@ -82,6 +92,8 @@ pub struct AttentionWeights<B: Backend> {
     pub qkv: Linear<B>,
     /// `[hidden, heads * head_dim]`.
     pub proj: Linear<B>,
+    /// Frequencies of the rotary embedding, `[head_dim / 2]`, see [`Backend::rotate`].
+    pub rotary: Option<B::Vector>,
     /// What queries, keys and values go through before attention and the cache.
     pub operands: [Option<Box<InputQuantizer>>; 3],
 }
@@ -90,7 +102,7 @@ pub struct AttentionWeights<B: Backend> {
 pub struct MlpWeights<B: Backend> {
     /// Sizes.
     pub spec: Mlp,
-    /// `[ffn, hidden]`.
+    /// `[ffn, hidden]`; with a gate `[gate | up, hidden]`.
     pub fc1: Linear<B>,
     /// `[hidden, ffn]`.
     pub fc2: Linear<B>,
@@ -132,8 +144,8 @@ pub enum Mixer<B: Backend> {
 
 /// One layer.
 pub struct Layer<B: Backend> {
-    /// Weight of the norm before the mixer, `[hidden]`.
-    pub norm: B::Vector,
+    /// The norm before the mixer.
+    pub norm: Norm<B>,
     /// The mixer.
     pub mixer: Mixer<B>,
 }
@@ -173,7 +185,7 @@ impl<B: Backend> Layer<B> {
     ) -> Result<Option<Routing>> {
         let (rows, width) = shape;
         let mut u = backend.buffer(rows, width);
-        backend.rms_norm(hidden, &self.norm, options.eps, &mut u);
+        backend.rms_norm(hidden, &self.norm, &mut u);
         let mut out = backend.buffer(rows, width);
         let mut routing = None;
         match &self.mixer {
@@ -187,18 +199,31 @@ impl<B: Backend> Layer<B> {
                 w.out_proj.shown(backend, Site::MambaOut, &mixed, &mut out, rows, probe)?;
             }
             Mixer::Attention(w) => {
-                let Attention { heads, kv_heads, head_dim } = w.spec;
+                let Attention { heads, kv_heads, head_dim, .. } = w.spec;
                 let mut qkv = backend.buffer(rows, ((heads + 2 * kv_heads) * head_dim) as usize);
                 w.qkv.shown(backend, Site::Qkv, &u, &mut qkv, rows, probe)?;
+                if let Some(frequencies) = &w.rotary {
+                    backend.rotate(w, frequencies, &kv_segments(spans), &mut qkv);
+                }
                 w.operands(backend, &mut qkv, rows, probe)?;
                 let mut mixed = backend.buffer(rows, (heads * head_dim) as usize);
                 backend.attention(w, &qkv, &mut kv_segments(spans), &mut mixed);
                 w.proj.shown(backend, Site::Proj, &mixed, &mut out, rows, probe)?;
             }
             Mixer::Mlp(w) => {
-                let mut inner = backend.buffer(rows, w.spec.ffn as usize);
+                let mut inner = backend.buffer(rows, w.spec.fc1_rows() as usize);
                 w.fc1.shown(backend, Site::Fc1, &u, &mut inner, rows, probe)?;
-                backend.relu_squared(&mut inner);
+                let inner = match w.spec.activation {
+                    Activation::ReluSquared => {
+                        backend.relu_squared(&mut inner);
+                        inner
+                    }
+                    Activation::SwiGlu => {
+                        let mut gated = backend.buffer(rows, w.spec.ffn as usize);
+                        backend.swiglu(&inner, &mut gated);
+                        gated
+                    }
+                };
                 w.fc2.shown(backend, Site::Fc2, &inner, &mut out, rows, probe)?;
             }
             Mixer::Moe(w) => routing = Some(backend.moe(w, &u, &mut out, probe)?),
@@ -209,9 +234,9 @@ impl<B: Backend> Layer<B> {
 }
 
 impl<B: Backend> AttentionWeights<B> {
-    /// Shows and quantizes queries, keys and values.
+    /// Shows and quantizes queries, keys and values, as attention reads them: rotated.
     fn operands(&self, backend: &B, qkv: &mut B::Buffer, rows: usize, probe: &mut dyn Probe<B>) -> Result<()> {
-        let Attention { heads, kv_heads, head_dim } = self.spec;
+        let Attention { heads, kv_heads, head_dim, .. } = self.spec;
         let (dim, queries) = (head_dim as usize, (heads / kv_heads * head_dim) as usize);
         let parts = [(Site::Query, 0..queries), (Site::Key, queries..queries + dim)];
         let parts = parts.into_iter().chain([(Site::Value, queries + dim..queries + 2 * dim)]);

@@ -25,6 +25,7 @@ pub mod mtp;
 pub mod quantized;
 pub mod rate;
 pub mod resume;
+mod rotary;
 pub mod sample;
 pub mod schedule;
 pub mod search;

@@ -3,11 +3,11 @@
 use crate::backend::{Backend, MambaOptions, Routing};
 use crate::cache::Sequence;
 use crate::error::{Error, Result};
-use crate::layers::{Layer, Linear, Span};
+use crate::layers::{Layer, Linear, Norm, Span};
 use crate::memory::{self, Demand, Plan, Sizes};
 use crate::quantized::QuantState;
 use crate::site::{self, Site};
-use crate::weights::{EMBEDDING, FINAL_NORM, Loader, block_layers, head_name, not_stored, state_size};
+use crate::weights::{EMBEDDING, Loader, block_layers, head_name, not_stored, state_size};
 use longshore_ckpt::{Dtype, Rect};
 use longshore_convert::config::{LayerSpec, ModelConfig};
 use longshore_convert::source::Source;
@@ -40,7 +40,7 @@ pub struct Model<B: Backend> {
     quant: Option<Arc<QuantState>>,
     packed: bool,
     layers: Vec<Slot<B>>,
-    final_norm: B::Vector,
+    final_norm: Norm<B>,
     head: Option<Linear<B>>,
     resident_bytes: u64,
     plan: Plan,
@@ -93,12 +93,9 @@ impl<B: Backend + 'static> Model<B> {
         if !missing.is_empty() {
             return Err(Error::NotStored { path: source.catalog.folder.clone(), fields: missing });
         }
-        let layers: Vec<Slot<B>> = config
-            .layers
-            .iter()
-            .enumerate()
-            .map(|(i, &spec)| Slot { prefix: format!("decoder.layers.{i}."), spec, resident: None })
-            .collect();
+        let architecture = source.model.architecture;
+        let slot = |(i, &spec)| Slot { prefix: (architecture.layer_prefix)(i), spec, resident: None };
+        let layers: Vec<Slot<B>> = (0u64..).zip(&config.layers).map(slot).collect();
         let mamba = MambaOptions { eps: config.norm_eps as f32, dt_min: options.dt_min };
         let threads = options.threads.max(1);
         let quant = options.quant.clone();
@@ -109,7 +106,7 @@ impl<B: Backend + 'static> Model<B> {
         }
         let packed = options.packed;
         let loader = Loader { source: &source, backend: &backend, threads, quant: quant.as_deref(), packed };
-        let final_norm = loader.vector(FINAL_NORM)?;
+        let final_norm = loader.norm(architecture.final_norm)?;
         let sizes = sizes(&loader, config, &layers);
         let plan = match &options.memory {
             Some((budget, demand)) => memory::plan(&sizes, demand, Some(*budget))?,
@@ -308,7 +305,7 @@ impl<B: Backend + 'static> Model<B> {
     /// Final norm of rows of the residual stream.
     pub(crate) fn final_norm(&self, hidden: &B::Buffer, rows: usize) -> B::Buffer {
         let mut normed = self.backend.buffer(rows, self.hidden());
-        self.backend.rms_norm(hidden, &self.final_norm, self.options.eps, &mut normed);
+        self.backend.rms_norm(hidden, &self.final_norm, &mut normed);
         normed
     }
 
@@ -441,7 +438,7 @@ fn sizes<B: Backend>(loader: &Loader<'_, B>, config: &ModelConfig, layers: &[Slo
     let width = |slot: &Slot<B>| match slot.spec {
         LayerSpec::Mamba(m) => 4 * m.heads * m.head_dim + 2 * m.groups * m.state + m.heads,
         LayerSpec::Attention(a) => (2 * a.heads + 2 * a.kv_heads) * a.head_dim,
-        LayerSpec::Mlp(m) => 2 * m.ffn,
+        LayerSpec::Mlp(m) => m.fc1_rows() + m.ffn,
         LayerSpec::Moe(m) => {
             let latent = m.latent.unwrap_or(hidden);
             m.experts + 2 * m.shared_ffn + m.top_k * (2 * m.expert_ffn + 2 * latent) + 2 * latent

@@ -7,7 +7,7 @@
 use crate::backend::Backend;
 use crate::cache::{LayerState, Sequence};
 use crate::error::{Error, Result};
-use crate::layers::{Layer, Span};
+use crate::layers::{Layer, Norm, Span};
 use crate::model::{Model, Positions, Run};
 use crate::weights::{block_layers, not_stored};
 use std::sync::Arc;
@@ -20,11 +20,11 @@ pub struct Mtp<B: Backend> {
 }
 
 struct Block<B: Backend> {
-    enorm: B::Vector,
-    hnorm: B::Vector,
+    enorm: Norm<B>,
+    hnorm: Norm<B>,
     eh_proj: B::Matrix,
     layers: Vec<Layer<B>>,
-    final_norm: B::Vector,
+    final_norm: Norm<B>,
 }
 
 /// What the prediction layers remember of a sequence, block by block.
@@ -47,11 +47,11 @@ impl<B: Backend + 'static> Mtp<B> {
             let name = |rest: &str| format!("mtp.layers.{b}.{rest}");
             let layers = block_layers(mtp, b).map(|(prefix, spec)| loader.layer(&prefix, &spec));
             blocks.push(Block {
-                enorm: loader.vector(&name("enorm.weight"))?,
-                hnorm: loader.vector(&name("hnorm.weight"))?,
+                enorm: loader.norm(&name("enorm"))?,
+                hnorm: loader.norm(&name("hnorm"))?,
                 eh_proj: loader.matrix(&name("eh_proj.weight"))?,
                 layers: layers.collect::<Result<_>>()?,
-                final_norm: loader.vector(&name("final_layernorm.weight"))?,
+                final_norm: loader.norm(&name("final_layernorm"))?,
             });
         }
         Ok(Self { model: Arc::clone(model), blocks, depth: mtp.depth as usize })
@@ -76,8 +76,8 @@ impl<B: Backend + 'static> Mtp<B> {
         let options = model.mamba_options();
         let embedded = backend.upload(width, &model.embed(next)?);
         let (mut e, mut g) = (backend.buffer(rows, width), backend.buffer(rows, width));
-        backend.rms_norm(&embedded, &block.enorm, options.eps, &mut e);
-        backend.rms_norm(h, &block.hnorm, options.eps, &mut g);
+        backend.rms_norm(&embedded, &block.enorm, &mut e);
+        backend.rms_norm(h, &block.hnorm, &mut g);
         let mut v = backend.buffer(rows, width);
         backend.linear(&backend.concatenate(&e, &g), &block.eh_proj, &mut v);
         for (i, layer) in block.layers.iter().enumerate() {
@@ -89,7 +89,7 @@ impl<B: Backend + 'static> Mtp<B> {
         }
         sequence.tokens += rows;
         let mut normed = backend.buffer(rows, width);
-        backend.rms_norm(&v, &block.final_norm, options.eps, &mut normed);
+        backend.rms_norm(&v, &block.final_norm, &mut normed);
         Ok(normed)
     }
 

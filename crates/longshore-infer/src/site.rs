@@ -116,7 +116,7 @@ pub fn linears(spec: &LayerSpec, hidden: u64) -> Vec<(Site, (u64, u64))> {
             let qkv = (a.heads + 2 * a.kv_heads) * a.head_dim;
             vec![(Site::Qkv, (qkv, hidden)), (Site::Proj, (hidden, a.heads * a.head_dim))]
         }
-        LayerSpec::Mlp(m) => vec![(Site::Fc1, (m.ffn, hidden)), (Site::Fc2, (hidden, m.ffn))],
+        LayerSpec::Mlp(m) => vec![(Site::Fc1, (m.fc1_rows(), hidden)), (Site::Fc2, (hidden, m.ffn))],
         LayerSpec::Moe(m) => {
             let width = m.latent.unwrap_or(hidden);
             let mut linears = vec![

@@ -5,8 +5,11 @@
 
 use crate::backend::{Backend, WeightFormat};
 use crate::error::Result;
-use crate::layers::{AttentionWeights, ExpertLinears, Layer, Linear, MambaWeights, Mixer, MlpWeights, MoeWeights};
+use crate::layers::{
+    AttentionWeights, ExpertLinears, Layer, Linear, MambaWeights, Mixer, MlpWeights, MoeWeights, Norm,
+};
 use crate::quantized::{InputQuantizer, LinearQuant, QuantState, RoutedFc2, WeightBands, WeightStage};
+use crate::rotary;
 use crate::site::{Site, linears};
 use longshore_ckpt::{Dtype, Rect};
 use longshore_convert::config::{Attention, LayerSpec, Mamba, Mlp, Moe, Mtp};
@@ -29,8 +32,6 @@ pub(crate) struct Loader<'a, B> {
 pub(crate) const EMBEDDING: &str = "embedding.word_embeddings.weight";
 /// The name of the output layer, where it is not the embedding.
 const OUTPUT_LAYER: &str = "output_layer.weight";
-/// The name of the norm before the output layer.
-pub(crate) const FINAL_NORM: &str = "decoder.final_norm.weight";
 
 /// The output layer's tensor: its own, or the embedding.
 pub(crate) fn head_name(source: &Source) -> &'static str {
@@ -49,7 +50,7 @@ impl<B: Backend> Loader<'_, B> {
     pub(crate) fn layer(&self, prefix: &str, spec: &LayerSpec) -> Result<Layer<B>> {
         let name = |rest: &str| format!("{prefix}{rest}");
         let (norm, mixer) = match *spec {
-            LayerSpec::Mamba(spec) => ("norm.weight", Mixer::Mamba(self.mamba(prefix, spec)?)),
+            LayerSpec::Mamba(spec) => ("norm", Mixer::Mamba(self.mamba(prefix, spec)?)),
             LayerSpec::Attention(spec) => {
                 let operand = |site: Site| match self.quant {
                     Some(quant) => quant.operand(&name(site.module()), spec.head_dim as usize),
@@ -59,17 +60,28 @@ impl<B: Backend> Loader<'_, B> {
                     spec,
                     qkv: self.linear(prefix, Site::Qkv)?,
                     proj: self.linear(prefix, Site::Proj)?,
+                    rotary: spec.rotary.map(|r| self.backend.vector(rotary::frequencies(&r, spec.head_dim))),
                     operands: [operand(Site::Query)?, operand(Site::Key)?, operand(Site::Value)?],
                 };
-                ("input_layernorm.weight", Mixer::Attention(weights))
+                ("input_layernorm", Mixer::Attention(weights))
             }
             LayerSpec::Mlp(spec) => {
                 let (fc1, fc2) = (self.linear(prefix, Site::Fc1)?, self.linear(prefix, Site::Fc2)?);
-                ("pre_mlp_layernorm.weight", Mixer::Mlp(MlpWeights { spec, fc1, fc2 }))
+                ("pre_mlp_layernorm", Mixer::Mlp(MlpWeights { spec, fc1, fc2 }))
             }
-            LayerSpec::Moe(spec) => ("pre_mlp_layernorm.weight", Mixer::Moe(self.moe(prefix, spec)?)),
+            LayerSpec::Moe(spec) => ("pre_mlp_layernorm", Mixer::Moe(self.moe(prefix, spec)?)),
         };
-        Ok(Layer { norm: self.vector(&name(norm))?, mixer })
+        Ok(Layer { norm: self.norm(&name(norm))?, mixer })
+    }
+
+    /// The norm of this module path.
+    pub(crate) fn norm(&self, module: &str) -> Result<Norm<B>> {
+        let model = &self.source.model;
+        Ok(Norm {
+            weight: self.vector(&format!("{module}.weight"))?,
+            eps: model.config.norm_eps as f32,
+            rounds_first: model.architecture.norms_round_first,
+        })
     }
 
     /// Bytes of the packed matrices of a layer.
@@ -168,7 +180,7 @@ impl<B: Backend> Loader<'_, B> {
         Ok(bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect())
     }
 
-    pub(crate) fn vector(&self, name: &str) -> Result<B::Vector> {
+    fn vector(&self, name: &str) -> Result<B::Vector> {
         Ok(self.backend.vector(self.values(name)?))
     }
 

@@ -101,11 +101,14 @@ fn text_fact(name: &str, model: &ModelConfig) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use longshore_convert::config::{Attention, Mlp};
+    use longshore_convert::config::{Activation, Attention, Mlp};
 
     fn model() -> ModelConfig {
-        let attention = Attention { heads: 4, kv_heads: 2, head_dim: 64 };
-        let layers = vec![LayerSpec::Mlp(Mlp { ffn: 768 }), LayerSpec::Attention(attention)];
+        let attention = Attention { heads: 4, kv_heads: 2, head_dim: 64, rotary: None };
+        let layers = vec![
+            LayerSpec::Mlp(Mlp { ffn: 768, activation: Activation::ReluSquared }),
+            LayerSpec::Attention(attention),
+        ];
         ModelConfig { layers, ..ModelConfig::minimal("NemotronHForCausalLM", 256, 4096) }
     }
 

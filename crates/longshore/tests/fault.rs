@@ -11,7 +11,7 @@ mod program;
 mod random;
 
 use longshore_ckpt::Dtype;
-use longshore_convert::config::{Attention, LayerSpec, Mamba, Mlp, ModelConfig, Moe, release};
+use longshore_convert::config::{Activation, Attention, LayerSpec, Mamba, Mlp, ModelConfig, Moe, release};
 use program::{Dir, LONGSHORE};
 use random::Random;
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ const FAILED: Option<i32> = Some(2);
 
 /// A model of every kind of layer; the dense ones make up about `megabytes`.
 fn model(megabytes: u64) -> ModelConfig {
-    let mlp = LayerSpec::Mlp(Mlp { ffn: 1024 });
+    let mlp = LayerSpec::Mlp(Mlp { ffn: 1024, activation: Activation::ReluSquared });
     let moe = Moe {
         experts: 4,
         top_k: 2,
@@ -40,7 +40,7 @@ fn model(megabytes: u64) -> ModelConfig {
     };
     let mut layers = vec![
         LayerSpec::Mamba(Mamba { heads: 8, head_dim: 64, groups: 2, state: 64, conv_kernel: 4 }),
-        LayerSpec::Attention(Attention { heads: 4, kv_heads: 2, head_dim: 64 }),
+        LayerSpec::Attention(Attention { heads: 4, kv_heads: 2, head_dim: 64, rotary: None }),
         LayerSpec::Moe(moe),
     ];
     // Two matrices of 512 KiB each.

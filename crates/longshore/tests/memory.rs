@@ -6,7 +6,7 @@ mod hf_folder;
 mod program;
 
 use longshore_ckpt::Dtype;
-use longshore_convert::config::{Attention, LayerSpec, Mamba, Mlp, ModelConfig, release};
+use longshore_convert::config::{Activation, Attention, LayerSpec, Mamba, Mlp, ModelConfig, release};
 use program::{Dir, LONGSHORE};
 
 /// Bytes.
@@ -16,8 +16,8 @@ const LIMIT: u64 = 120 << 20;
 fn model() -> ModelConfig {
     let layers = vec![
         LayerSpec::Mamba(Mamba { heads: 32, head_dim: 64, groups: 8, state: 128, conv_kernel: 4 }),
-        LayerSpec::Attention(Attention { heads: 32, kv_heads: 2, head_dim: 128 }),
-        LayerSpec::Mlp(Mlp { ffn: 16384 }),
+        LayerSpec::Attention(Attention { heads: 32, kv_heads: 2, head_dim: 128, rotary: None }),
+        LayerSpec::Mlp(Mlp { ffn: 16384, activation: Activation::ReluSquared }),
     ];
     let base = ModelConfig::minimal("NemotronHForCausalLM", 1024, 150_000);
     ModelConfig { layers, tie_word_embeddings: true, dtype: Some(Dtype::Bfloat16), ..base }

@@ -80,7 +80,7 @@ fn layer(s: &mut Scope<'_>, keys: &SpecKeys, spec: &LayerSpec, h: u64) {
             s.state("mixer.in_proj");
             s.state("mixer.out_proj");
         }
-        LayerSpec::Attention(Attention { heads, kv_heads, head_dim }) => {
+        LayerSpec::Attention(Attention { heads, kv_heads, head_dim, .. }) => {
             let qkv = ["mixer.q_proj.weight", "mixer.k_proj.weight", "mixer.v_proj.weight"];
             s.norm("norm.weight", "input_layernorm", Some("self_attention.linear_qkv"), h);
             s.qkv(qkv, "self_attention.linear_qkv.weight", heads, kv_heads, head_dim, h).cut(0);
@@ -91,7 +91,7 @@ fn layer(s: &mut Scope<'_>, keys: &SpecKeys, spec: &LayerSpec, h: u64) {
                 s.state("self_attention.core_attention");
             }
         }
-        LayerSpec::Mlp(Mlp { ffn }) => {
+        LayerSpec::Mlp(Mlp { ffn, .. }) => {
             s.norm("norm.weight", "pre_mlp_layernorm", Some("mlp.linear_fc1"), h);
             s.rename("mixer.up_proj.weight", "mlp.linear_fc1.weight", &[ffn, h]).cut(0);
             s.rename("mixer.down_proj.weight", "mlp.linear_fc2.weight", &[h, ffn]).cut(1);

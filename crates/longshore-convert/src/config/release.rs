@@ -1,7 +1,8 @@
 //! A `config.json` in the form of NVIDIA's Nemotron-3 releases, rebuilt from a [`ModelConfig`]: for checkpoints that come
 //! without one. It is no copy of the original file: fields that only training or remote code reads are not in it.
 
-use crate::config::{ModelConfig, hf, letters};
+use crate::config::hf::nemotron_h;
+use crate::config::{ModelConfig, letters};
 use longshore_ckpt::Dtype;
 use serde_json::{Map, Value, json};
 
@@ -10,7 +11,7 @@ use serde_json::{Map, Value, json};
 pub fn hf_json(config: &ModelConfig) -> (Value, Vec<String>) {
     let mut out = Fields { entries: Vec::new(), assumed: Vec::new() };
     let (kinds, forward) = (config.kinds(), &config.forward);
-    out.put("architectures", json!([hf::ARCHITECTURE]));
+    out.put("architectures", json!([nemotron_h::ARCHITECTURE]));
     out.put("model_type", "nemotron_h");
     out.put("hybrid_override_pattern", config.pattern());
     out.put("num_hidden_layers", config.layers.len());

@@ -1,9 +1,10 @@
 //! A model read back from a Megatron checkpoint: from its stored arguments as far as they say it, from the shapes of its
 //! tensors for the rest, and from both where both say it. Tensor names: `docs/torch_dist.md`, section "Hybrid".
 
+use crate::config::hf::nemotron_h;
 use crate::config::megatron::{Arg, Args};
 use crate::config::pattern::{self, Pattern};
-use crate::config::{Attention, Forward, Kinds, Mamba, Mlp, ModelConfig, Moe, Mtp, hf};
+use crate::config::{Activation, Attention, Forward, Kinds, Mamba, Mlp, ModelConfig, Moe, Mtp};
 use crate::error::Problem;
 use longshore_ckpt::Dtype;
 use std::collections::BTreeMap;
@@ -27,7 +28,7 @@ pub fn read(args: &Args, keys: &BTreeMap<String, Vec<u64>>) -> Result<(ModelConf
         args.int("max_position_embeddings").unwrap_or_else(|| r.assume("max_position_embeddings", 4096));
     let norm_eps = args.float("layernorm_epsilon").or(args.float("norm_epsilon"));
     let config = ModelConfig {
-        architecture: hf::ARCHITECTURE.to_owned(),
+        architecture: nemotron_h::ARCHITECTURE.to_owned(),
         hidden_size: r.size("hidden_size", args.int("hidden_size"), r.shape(embedding, 1)),
         vocab_size: r.vocab_size(r.shape(embedding, 0)),
         layers: kinds.layers(&trunk),
@@ -295,12 +296,14 @@ impl Reader<'_> {
             heads: self.size("num_attention_heads", heads, exact(q, Some(head_dim))),
             kv_heads: self.size("num_query_groups", kv_heads, exact(kv, Some(head_dim))),
             head_dim,
+            rotary: None,
         }
     }
 
     fn mlp(&mut self, layer: &str) -> Mlp {
         let ffn = self.shape(&format!("{layer}mlp.linear_fc1.weight"), 0);
-        Mlp { ffn: self.size("ffn_hidden_size", self.args.int("ffn_hidden_size"), ffn) }
+        let ffn = self.size("ffn_hidden_size", self.args.int("ffn_hidden_size"), ffn);
+        Mlp { ffn, activation: Activation::ReluSquared }
     }
 
     fn moe(&mut self, layer: &str) -> Moe {

@@ -156,6 +156,7 @@ struct Opened {
 fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
     if catalog.format == Format::Safetensors {
         let (model, packed) = source::hugging_face(catalog, options.base.as_deref())?;
+        model.check_converted(&catalog.folder)?;
         if packed.is_some() {
             return Err(already_quantized(&catalog.folder));
         }
@@ -176,6 +177,7 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
     }
     let manifest = read_manifest(&catalog.folder)?;
     let mut model = Model::from_torch_dist(catalog, options.base.as_deref())?;
+    model.check_converted(&catalog.folder)?;
     model.settle_mtp(catalog.tensors.keys(), 1);
     let Model { mut config, architecture, folder, mut notes } = model;
     let mut problems = match (&folder, &catalog.common) {

@@ -59,7 +59,7 @@ fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: O
         None => resolve(&mapping, &catalog, Direction::Import, &dtype)?,
         Some(stored) => recut(stored, &mapping, &catalog, &dtype)?,
     };
-    let mut problems = (architecture.check_layout)(config, options.layout);
+    let mut problems = architecture.check_layout.map_or_else(Vec::new, |check| check(config, options.layout));
     if options.iteration.is_some_and(|n| i64::try_from(n).is_err()) {
         problems.push(Problem::Option { option: "--iteration".into(), what: "is too large to be stored".into() });
     }
@@ -144,6 +144,7 @@ fn open(catalog: &mut Catalog, options: &ImportOptions) -> Result<Opened> {
     match catalog.format {
         Format::Safetensors => {
             let (model, packed) = source::hugging_face(catalog, options.base.as_deref())?;
+            model.check_converted(&catalog.folder)?;
             Ok(Opened { model, stored: None, links: Links::Follow, packed })
         }
         Format::TorchDist => {

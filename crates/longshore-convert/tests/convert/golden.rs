@@ -142,13 +142,26 @@ fn the_mapping_of_every_golden_tiles_both_sides() {
 #[test]
 fn names_and_shapes_of_hugging_face_are_those_of_transformers() {
     let Some(golden) = shared("golden") else { return };
-    for folder in nemotrons(&golden.join("hf")) {
+    let llamas = ["llama", "llama_tied"].map(|name| golden.join("hf").join(name));
+    for folder in nemotrons(&golden.join("hf")).into_iter().chain(llamas) {
         let keys = SpecKeys { norms: NormKeys::Fused, norm_states: true, ..SpecKeys::CANONICAL };
         let model = Model::from_folder(&folder).unwrap();
         let mapping = (model.architecture.mapping)(&model.config, &keys, 512);
         let ours: BTreeMap<_, _> = mapping.hf.into_iter().map(|(n, d)| (n, d.shape)).collect();
         let stored = Catalog::open(&folder).unwrap().tensors.into_iter().map(|(n, t)| (n, t.shape)).collect();
         assert_eq!(ours, stored, "{}", folder.display());
+    }
+}
+
+#[test]
+fn the_mapping_of_every_example_tiles_both_sides() {
+    for architecture in arch::list() {
+        let config = (architecture.example)();
+        let fused = SpecKeys { norms: NormKeys::Fused, norm_states: true, ..SpecKeys::CANONICAL };
+        for keys in [SpecKeys::CANONICAL, fused] {
+            let mapping = (architecture.mapping)(&config, &keys, config.vocab_size + 3);
+            assert_eq!(mapping.check(), Ok(()), "{}", architecture.name);
+        }
     }
 }
 

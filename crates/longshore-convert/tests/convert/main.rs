@@ -6,6 +6,9 @@ mod casts;
 mod gather;
 mod golden;
 mod hf_folder;
+mod llama;
+#[path = "../../../longshore-infer/tests/llama/folder.rs"]
+mod llama_folder;
 mod properties;
 mod quant_state;
 mod quantized;

@@ -36,7 +36,7 @@ pub(crate) fn import_options() -> ImportOptions {
     }
 }
 
-fn export_options() -> ExportOptions {
+pub(crate) fn export_options() -> ExportOptions {
     let dtype = DtypeChoice::Keep;
     ExportOptions {
         base: None,

@@ -4,7 +4,7 @@ use crate::hf_folder::{self, declared};
 use crate::refusals::import_options;
 use longshore_ckpt::Dtype;
 use longshore_convert::arch::{self, RuleRow};
-use longshore_convert::config::{Attention, LayerSpec, Mamba, Mlp, ModelConfig, Moe, Mtp, release};
+use longshore_convert::config::{Activation, Attention, LayerSpec, Mamba, Mlp, ModelConfig, Moe, Mtp, release};
 use longshore_convert::options::{DtypeChoice, ImportOptions, Layout};
 use longshore_convert::plan::plan_import;
 use longshore_convert::{Error, Problem};
@@ -21,7 +21,7 @@ pub(crate) fn filters() -> insta::Settings {
 
 /// A model with every kind of layer and two MTP blocks.
 pub(crate) fn model() -> ModelConfig {
-    let attention = LayerSpec::Attention(Attention { heads: 4, kv_heads: 2, head_dim: 8 });
+    let attention = LayerSpec::Attention(Attention { heads: 4, kv_heads: 2, head_dim: 8, rotary: None });
     let moe = LayerSpec::Moe(Moe {
         experts: 4,
         top_k: 2,
@@ -35,7 +35,7 @@ pub(crate) fn model() -> ModelConfig {
     });
     let mamba = LayerSpec::Mamba(Mamba { heads: 4, head_dim: 4, groups: 2, state: 4, conv_kernel: 4 });
     ModelConfig {
-        layers: vec![mamba, attention, LayerSpec::Mlp(Mlp { ffn: 16 }), moe],
+        layers: vec![mamba, attention, LayerSpec::Mlp(Mlp { ffn: 16, activation: Activation::ReluSquared }), moe],
         mtp: Some(Mtp { depth: 2, layers: vec![attention, moe], repeated: Some(false) }),
         dtype: Some(Dtype::Bfloat16),
         ..ModelConfig::minimal("NemotronHForCausalLM", 16, 50)

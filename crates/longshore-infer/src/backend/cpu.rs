@@ -16,12 +16,13 @@ mod norm;
 mod observe;
 pub mod pool;
 mod quantized;
+mod rotary;
 mod store;
 mod tasks;
 
 use crate::backend::{Backend, Inputs, MambaOptions, Probe, Routing, Segment, WeightFormat};
 use crate::error::Result;
-use crate::layers::{AttentionWeights, MambaWeights, MoeWeights};
+use crate::layers::{AttentionWeights, MambaWeights, MoeWeights, Norm};
 use crate::quantized::InputQuantizer;
 use crate::stats::{InputStats, StatsWanted};
 use half::bf16;
@@ -300,10 +301,11 @@ impl Backend for Cpu {
         state.truncate(tokens);
     }
 
-    fn rms_norm(&self, x: &Rows, weight: &Vec<f32>, eps: f32, out: &mut Rows) {
-        let width = x.width;
+    fn rms_norm(&self, x: &Rows, norm: &Norm<Self>, out: &mut Rows) {
+        let (width, rounds) = (x.width, norm.rounds_first && self.precision == Precision::Bfloat16);
+        let kernel = if rounds { norm::rms_norm_rounded } else { norm::rms_norm };
         row_blocks(&self.pool, &mut out.data, width, ROWS_PER_TASK, |first, rows| {
-            norm::rms_norm(self.isa, &x.data[first * width..][..rows.len()], weight, eps, rows);
+            kernel(self.isa, &x.data[first * width..][..rows.len()], &norm.weight, norm.eps, rows);
         });
     }
 
@@ -401,6 +403,13 @@ impl Backend for Cpu {
         self.relu_squared_rows(&mut x.data, x.width);
     }
 
+    fn swiglu(&self, x: &Rows, out: &mut Rows) {
+        let ffn = out.width;
+        row_blocks(&self.pool, &mut out.data, ffn, ROWS_PER_TASK, |first, rows| {
+            norm::swiglu(self.isa, &x.data[first * 2 * ffn..][..2 * rows.len()], ffn, rows);
+        });
+    }
+
     fn mamba(
         &self,
         weights: &MambaWeights<Self>,
@@ -419,6 +428,17 @@ impl Backend for Cpu {
             norm: &weights.norm,
         };
         mamba::run(&self.pool, self.isa, &parameters, options, &projected.data, segments, &mut out.data);
+    }
+
+    fn rotate(
+        &self,
+        weights: &AttentionWeights<Self>,
+        frequencies: &Vec<f32>,
+        segments: &[Segment<'_, KvState>],
+        qkv: &mut Rows,
+    ) {
+        let rounds = self.precision == Precision::Bfloat16;
+        rotary::run(&self.pool, self.isa, &weights.spec, frequencies, rounds, segments, &mut qkv.data);
     }
 
     fn attention(

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 pub(super) fn run(what: &ArchCommand, report: &Report) -> Result<Answer> {
     match what {
         ArchCommand::List => {
-            let row = |a: &Architecture| [a.name, a.hf_class, a.summary].map(str::to_owned).to_vec();
+            let row = |a: &Architecture| [a.name, a.hf_class, commands(a), a.summary].map(str::to_owned).to_vec();
             let text = table(&arch::list().iter().map(row).collect::<Vec<_>>(), &[]);
             let fields = json!({"architectures": arch::list().iter().map(facts).collect::<Vec<_>>()});
             print(report, &text, &fields)
@@ -25,6 +25,7 @@ pub(super) fn run(what: &ArchCommand, report: &Report) -> Result<Answer> {
                 ["name", architecture.name],
                 ["class", architecture.hf_class],
                 ["summary", architecture.summary],
+                ["commands", commands(architecture)],
                 ["example", &pattern],
                 ["rules", &count(rules.len() as u64)],
             ];
@@ -54,7 +55,17 @@ fn print(report: &Report, text: &str, fields: &Value) -> Result<Answer> {
 }
 
 fn facts(architecture: &Architecture) -> Value {
-    json!({"name": architecture.name, "class": architecture.hf_class, "summary": architecture.summary})
+    json!({
+        "name": architecture.name,
+        "class": architecture.hf_class,
+        "summary": architecture.summary,
+        "converted": architecture.is_converted(),
+    })
+}
+
+/// What can be done with its checkpoints.
+fn commands(architecture: &Architecture) -> &'static str {
+    if architecture.is_converted() { "all commands" } else { "runs (generate, logits, eval), is not converted" }
 }
 
 fn find(name: &str) -> Result<(&'static Architecture, Vec<RuleRow>), UsageError> {

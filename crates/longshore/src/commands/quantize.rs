@@ -52,6 +52,7 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
     let config = config::read(&args.what, env)?;
     let [source, destination] = options::quantize_paths(args, env)?;
     let opened = Opened::new(&source.value, &args.engine, env, report)?;
+    opened.source.model.check_converted(&opened.source.catalog.folder)?;
     let jobs = jobs(args, env, &opened, &source, destination)?;
     let naming = naming(&jobs, &opened);
     let quantization = Quantization::decide(&opened.source.model, naming, &config).map_err(Error::Refused)?;

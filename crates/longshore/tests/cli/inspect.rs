@@ -61,4 +61,6 @@ fn architectures_and_their_rules() {
     snapshot!("arch_list", dir.ok(&["arch", "list"]));
     snapshot!("arch_show", dir.ok(&["arch", "show", "NemotronHForCausalLM"]));
     snapshot!("arch_rules", dir.ok(&["arch", "rules", "nemotron_h"]));
+    snapshot!("arch_show_llama", dir.ok(&["arch", "show", "llama"]));
+    snapshot!("arch_rules_llama", dir.ok(&["arch", "rules", "LlamaForCausalLM"]));
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::ModelConfig;
 use crate::config::json;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -121,7 +122,7 @@ fn a_field_that_is_not_supported_is_refused_by_its_name() {
         "tie_word_embeddings": 1, "hidden_size": 0, "vocab_size": 2_147_483_648_u64, "conv_kernel": 4.0,
         "routed_scaling_factor": -1, "time_step_limit": [0.0], "num_hidden_layers": 6, "n_group": 3, "topk_group": 2,
         "num_experts_per_tok": 9, "num_key_value_heads": 3, "n_groups": 3, "n_routed_experts": 1_048_576 * 4,
-        "model_type": "llama", "layer_norm_epsilon": "small", "eos_token_id": "2"
+        "model_type": "mistral", "layer_norm_epsilon": "small", "eos_token_id": "2"
     });
     for (name, value) in refused.as_object().unwrap() {
         assert_eq!(fields(with(json!({ name: value }))), [name.as_str()], "{name}");

@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::hf::tests::{read_file, shared};
-use crate::config::{Attention, Forward, LayerSpec, Mamba, Mlp, Moe, Mtp};
+use crate::config::{Activation, Attention, Forward, LayerSpec, Mamba, Mlp, Moe, Mtp};
 use longshore_ckpt::torch_dist::pickle::{self, Pickle};
 
 const LAYOUT: Layout = Layout { tp: 2, pp: 2, ep: 2, etp: 1 };
@@ -8,7 +8,7 @@ const LAYOUT: Layout = Layout { tp: 2, pp: 2, ep: 2, etp: 1 };
 /// Every kind of layer, latent experts, groups, and two MTP blocks.
 fn example() -> ModelConfig {
     let mamba = LayerSpec::Mamba(Mamba { heads: 8, head_dim: 16, groups: 2, state: 16, conv_kernel: 4 });
-    let attention = LayerSpec::Attention(Attention { heads: 4, kv_heads: 2, head_dim: 32 });
+    let attention = LayerSpec::Attention(Attention { heads: 4, kv_heads: 2, head_dim: 32, rotary: None });
     let moe = LayerSpec::Moe(Moe {
         experts: 8,
         top_k: 4,
@@ -21,13 +21,13 @@ fn example() -> ModelConfig {
         routed_scaling_factor: 2.5,
     });
     ModelConfig {
-        layers: vec![mamba, attention, LayerSpec::Mlp(Mlp { ffn: 96 }), moe],
+        layers: vec![mamba, attention, LayerSpec::Mlp(Mlp { ffn: 96, activation: Activation::ReluSquared }), moe],
         mtp: Some(Mtp { depth: 2, layers: vec![attention, moe], repeated: Some(false) }),
         dtype: Some(Dtype::Bfloat16),
         intermediate_size: Some(96),
         max_position_embeddings: 512,
         forward: Forward { residual_in_fp32: Some(false), ..Forward::default() },
-        ..ModelConfig::minimal(crate::config::hf::ARCHITECTURE, 64, 250)
+        ..ModelConfig::minimal(crate::config::hf::nemotron_h::ARCHITECTURE, 64, 250)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Grouped-query attention, causal, without position embedding: prompts and decoding alike.
+//! Grouped-query attention, causal: prompts and decoding alike. Positions are the rotary embedding's matter (`rotary.rs`).
 //!
 //! Keys are taken in blocks that begin at multiples of [`KEYS`], with the running maximum and sum of Milakov and
 //! Gimelshein (2018). The blocks do not depend on where a query or a prompt's cut is, so neither do the bits.
@@ -57,6 +57,11 @@ impl KvState {
     /// Elements that the keys of `more` tokens take at most.
     fn room_of_keys(&self, more: usize) -> usize {
         more.next_multiple_of(KEYS) * self.head_dim
+    }
+
+    /// Tokens that it holds.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
     }
 
     /// Forgets all but the first `tokens` tokens.

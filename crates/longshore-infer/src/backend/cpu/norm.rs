@@ -1,7 +1,7 @@
 //! RMS norms and other work on single rows.
 
 use super::isa::per_isa;
-use super::math::{self, dot, exp};
+use super::math::{self, dot, exp, silu};
 
 /// `out = w * (x * rsqrt(mean(x^2) + eps))`, row by row; everything in float32 (`NemotronHRMSNorm` of transformers, which
 /// multiplies by the weight before it casts).
@@ -21,6 +21,23 @@ per_isa! {
     pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = rms_norm_body;
 }
 
+/// `out = w * bf16(x * rsqrt(mean(x^2) + eps))` (`LlamaRMSNorm` of transformers, which casts before it multiplies).
+#[inline(always)]
+fn rms_norm_rounded_body(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let width = weight.len();
+    for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        let scale = 1.0 / (dot(x, x) / width as f32 + eps).sqrt();
+        for ((out, &x), &w) in out.iter_mut().zip(x).zip(weight) {
+            *out = w * rounded(x * scale);
+        }
+    }
+}
+
+per_isa! {
+    /// The same as [`rms_norm`] of a model in bfloat16 whose norms round before they multiply by the weight.
+    pub(crate) fn rms_norm_rounded(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = rms_norm_rounded_body;
+}
+
 #[inline(always)]
 fn relu_squared_body(x: &mut [f32]) {
     for x in x {
@@ -33,6 +50,21 @@ fn relu_squared_body(x: &mut [f32]) {
 per_isa! {
     /// `max(x, 0)^2` in place.
     pub(crate) fn relu_squared(x: &mut [f32]) = relu_squared_body;
+}
+
+#[inline(always)]
+fn swiglu_body(x: &[f32], ffn: usize, out: &mut [f32]) {
+    for (x, out) in x.chunks_exact(2 * ffn).zip(out.chunks_exact_mut(ffn)) {
+        let (gate, up) = x.split_at(ffn);
+        for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+            *out = silu(gate) * up;
+        }
+    }
+}
+
+per_isa! {
+    /// `silu(gate) * up` of rows of `[gate | up]`, each `ffn` wide.
+    pub(crate) fn swiglu(x: &[f32], ffn: usize, out: &mut [f32]) = swiglu_body;
 }
 
 #[inline(always)]
@@ -108,11 +140,44 @@ mod tests {
         let weight: Vec<f32> = (0..37).map(|i| 1.0 + i as f32 * 0.01).collect();
         let mut want = vec![0.0; 111];
         rms_norm(Isa::Scalar, &x, &weight, 1e-5, &mut want);
+        let mut rounds = vec![0.0; 111];
+        rms_norm_rounded(Isa::Scalar, &x, &weight, 1e-5, &mut rounds);
+        let mut gated = vec![0.0; 54];
+        swiglu(Isa::Scalar, &x[..108], 18, &mut gated);
+        let same = |got: &[f32], want: &[f32]| got.iter().zip(want).all(|(a, b)| a.to_bits() == b.to_bits());
         for isa in Isa::available() {
             let mut got = vec![0.0; 111];
             rms_norm(isa, &x, &weight, 1e-5, &mut got);
-            assert!(got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa:?}");
+            assert!(same(&got, &want), "{isa:?}");
+            rms_norm_rounded(isa, &x, &weight, 1e-5, &mut got);
+            assert!(same(&got, &rounds), "{isa:?}");
+            swiglu(isa, &x[..108], 18, &mut got);
+            assert!(same(&got, &gated), "{isa:?}");
         }
+    }
+
+    #[test]
+    fn a_norm_can_round_before_it_multiplies() {
+        let (x, weight) = ([3.0, -4.0, 0.1, 7.7], [1.003, 0.7, 1.3, 0.9]);
+        let mut out = [0.0; 4];
+        rms_norm_rounded(Isa::Scalar, &x, &weight, 1e-5, &mut out);
+        let scale = 1.0 / (x.iter().map(|x| x * x).sum::<f32>() / 4.0 + 1e-5).sqrt();
+        for i in 0..4 {
+            assert_eq!(out[i].to_bits(), (weight[i] * half::bf16::from_f32(x[i] * scale).to_f32()).to_bits());
+        }
+    }
+
+    #[test]
+    fn a_gate_stands_before_what_it_lets_through() {
+        let gate = [1.5, -2.0, 0.0, -200.0, 200.0, f32::NAN];
+        let up = [2.0, 3.0, 4.0, 5.0, 0.5, 1.0];
+        let mut out = [0.0; 6];
+        swiglu(Isa::Scalar, &[gate, up].concat(), 6, &mut out);
+        for (i, got) in out[..5].iter().enumerate() {
+            let want = f64::from(gate[i]) / (1.0 + (-f64::from(gate[i])).exp()) * f64::from(up[i]);
+            assert!((f64::from(*got) - want).abs() <= 4e-7 * want.abs() + 1e-40, "{got} instead of {want}");
+        }
+        assert!(out[5].is_nan());
     }
 
     #[test]
