@@ -174,6 +174,11 @@ class Checks:
                 shutil.copy(os.path.join(BUNDLED, name), out)
         return out
 
+    def clamp(self, folder, wanted):
+        """The flag for the lower bound of time steps that transformers has, of models that have time steps."""
+        config = json.load(open(os.path.join(folder, "config.json")))
+        return ["--dt-min", "config"] if wanted and "time_step_min" in config else []
+
     # ---- MMLU
     def mmlu(self, base, style, shots, fraction, **options):
         folder, rows = self.model(base), chosen_rows(self.test, fraction)
@@ -188,7 +193,7 @@ class Checks:
         """What Longshore says of each question, and its scores."""
         out = os.path.join(self.work, "questions.jsonl")
         said = self.longshore("mmlu", folder, "--data", self.data, "--style", style, "--few-shots", shots, "--fraction", fraction,
-                              *(["--dt-min", "config"] if clamp else []), "--per-question", out, *more)
+                              *self.clamp(folder, clamp), "--per-question", out, *more)
         with open(out) as f:
             return [json.loads(line) for line in f], said["scores"]
 
@@ -248,7 +253,7 @@ class Checks:
             total -= sum(float(lp[i - 1, ids[i]]) for i in scored)
             count += len(scored)
         how = {"whole": [], "strided": ["--stride", ctx // 2], "llama.cpp": ["--llama-cpp"]}[kind]
-        found = self.longshore("ppl", folder, "--data", text, "--ctx", ctx, *how, *(["--dt-min", "config"] if clamp else []))["figures"]
+        found = self.longshore("ppl", folder, "--data", text, "--ctx", ctx, *how, *self.clamp(folder, clamp))["figures"]
         want = math.exp(total / count)
         if found["tokens"] != count:
             raise Failed(f"{found['tokens']} tokens are scored, expected {count}")

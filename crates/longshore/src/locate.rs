@@ -39,7 +39,7 @@ fn cached(kind: Kind, repo: &str, env: &Env) -> Result<PathBuf, UsageError> {
     let cache = hub_cache::cache_folder(env.text("HF_HUB_CACHE")?, hf_home, env.text("HOME")?);
     let found = cache.as_ref().and_then(|cache| hub_cache::resolve(kind, repo, cache));
     let repo = repo.to_owned();
-    found.ok_or_else(|| match kind {
+    found.ok_or(match kind {
         Kind::Model => UsageError::NotCached { repo, cache },
         Kind::Dataset => UsageError::NoDataset { repo, cache },
     })

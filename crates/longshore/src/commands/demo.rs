@@ -1,5 +1,7 @@
 //! `longshore demo`: the main job on the model that the repository bundles, there and back, a few sentences from it, and
-//! the proof that nothing changed; then quantized, exported and linted.
+//! the proof that nothing changed; then quantized, exported and linted, and all three scored.
+
+mod scores;
 
 use super::{Answer, inspect, verify as verify_command};
 use crate::cli::{Cli, DemoArgs};
@@ -46,11 +48,11 @@ pub(super) fn run(args: &DemoArgs, report: &Report) -> Result<Answer> {
     } else {
         report.status("Kept", &folder.display().to_string());
     }
-    let specs = result?;
+    let (specs, scores) = result?;
     if report.is_json() {
         let took = started.elapsed().as_secs_f64();
         let fields = json!({
-            "equal": true, "source": source, "specs": specs,
+            "equal": true, "source": source, "specs": specs, "scores": scores,
             "timings": {"total_seconds": took}, "peak_memory": peak_memory(),
         });
         report.json("demo", &fields)?;
@@ -83,13 +85,14 @@ struct Demo<'a> {
 }
 
 impl Demo<'_> {
-    fn all(&self) -> Result<Vec<Value>> {
+    fn all(&self) -> Result<(Vec<Value>, Value)> {
         let catalog = Catalog::open(self.source)?;
         self.report.say(&head(&catalog));
         let specs = [("te", SpecName::Te, NormKeys::Fused), ("local", SpecName::Local, NormKeys::Separate)];
-        let proved = specs.into_iter().map(|(name, spec, norms)| self.one(name, spec, norms)).collect();
+        let proved = specs.into_iter().map(|(name, spec, norms)| self.one(name, spec, norms));
+        let proved = proved.collect::<Result<_>>()?;
         self.quantized()?;
-        proved
+        Ok((proved, self.scores()?))
     }
 
     /// The converted checkpoint in FP8, calibrated on a few samples, and as servers load it.

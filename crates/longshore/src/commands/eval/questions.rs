@@ -101,8 +101,12 @@ impl Encoded {
 
     /// Writes the prompts as lines of `{"input_ids": [...]}`.
     pub(super) fn save(&self, path: &Path) -> Result<()> {
-        let lines: String = self.ids.iter().map(|ids| format!("{}\n", json!({"input_ids": ids}))).collect();
-        Ok(fs::write_output(path, lines.as_bytes())?)
+        let mut lines = Vec::new();
+        for ids in &self.ids {
+            serde_json::to_writer(&mut lines, &json!({"input_ids": ids}))?;
+            lines.push(b'\n');
+        }
+        Ok(fs::write_output(path, &lines)?)
     }
 
     /// The letters' logits of a row.
