@@ -214,6 +214,8 @@ class Checks:
                 wrong += [] if first - second < CLOSE else [f"{where}: {got['choice']} instead of {choice} by {first - second:.1e}"]
             used[got["choice"]] += 1
             right[row["subject"]] += got["choice"] == got["answer"]
+        if not worst <= CLOSE:
+            raise Failed(f"logits differ by {worst:.1e}")
         if wrong:
             raise Failed(f"{len(wrong)} other choices: {wrong[0]}; logits differ by {worst:.1e}")
         counts = collections.Counter(row["subject"] for row, _ in rows)

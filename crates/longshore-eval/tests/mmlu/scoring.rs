@@ -161,12 +161,12 @@ fn ties_are_counted() {
 fn absent_letters_are_null_and_only_the_others_are_chosen_from() {
     let local = records(&[("anatomy", 1, 2)]);
     let asked = question("anatomy", "?", ["a", "b", "c", "d"], 3);
-    let record = |log_probs: [Option<f64>; 4]| {
-        Record::new(Row { question: &asked, index: 0 }, "hash".into(), Given::LogProbs(log_probs)).unwrap()
+    let record = |index, log_probs: [Option<f64>; 4]| {
+        Record::new(Row { question: &asked, index }, "hash".into(), Given::LogProbs(log_probs)).unwrap()
     };
-    let some = record([None, Some(-1.5), None, Some(-0.25)]);
+    let some = record(1, [None, Some(-1.5), None, Some(-0.25)]);
     assert_eq!((some.choice, some.correct, some.given.absent()), (Some(3), true, 2));
-    let none = record([None; 4]);
+    let none = record(2, [None; 4]);
     assert_eq!((none.choice, none.correct, none.given.absent()), (None, false, 4));
     assert_eq!(local[0].given.absent(), 0);
 
