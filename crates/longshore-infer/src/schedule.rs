@@ -306,10 +306,10 @@ mod tests {
     fn a_prompt_keeps_its_last_token() {
         let prompts = [vec![3; 20], vec![3; 20], vec![3; 12]];
         let got = Schedule::shared(&prompts, 0, 100);
-        for prompt in 0..3 {
+        for (prompt, ids) in prompts.iter().enumerate() {
             let last = got.pieces.iter().filter(|p| p.prompt == prompt && p.continued == 0);
             let ends: Vec<_> = last.map(|p| p.rows.clone()).collect();
-            assert!(ends.len() == 1 && ends[0].end == prompts[prompt].len() && !ends[0].is_empty(), "{got:?}");
+            assert!(ends.len() == 1 && ends[0].end == ids.len() && !ends[0].is_empty(), "{got:?}");
         }
         assert_eq!(Schedule::shared(&[], 0, 5).batches.len(), 0);
     }

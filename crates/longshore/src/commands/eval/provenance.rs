@@ -98,7 +98,7 @@ struct Published<'a, K> {
     kept: Option<&'a K>,
 }
 
-/// Writes the report where one is wanted. What `--json` prints follows with [`print`], once the report is safe.
+/// Writes the report where one is wanted. What `--json` prints follows with [`print()`], once the report is safe.
 pub(super) fn write<K: Serialize>(
     fields: &Value,
     provenance: Option<&Provenance>,
