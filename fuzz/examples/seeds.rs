@@ -97,16 +97,27 @@ fn items() {
         let payload = vec![0; frame.payload_len as usize];
         put("item", name, [frame.head.clone(), payload, frame.tail(1)].concat());
     }
-    put("item", "empty-tensor", [Frame::tensor(Dtype::Float32, &[0]).head, Frame::tensor(Dtype::Float32, &[0]).tail(0)].concat());
+    put(
+        "item",
+        "empty-tensor",
+        [Frame::tensor(Dtype::Float32, &[0]).head, Frame::tensor(Dtype::Float32, &[0]).tail(0)].concat(),
+    );
     put("item", "state", empty_extra_state());
     put("item", "object", object_item(&dump(&Plain::Dict(vec![(text("a"), Plain::Int(1))]))));
 }
 
 /// A quantizer's state, no state, and a tensor that is none.
 fn extra_states() {
-    let shape = Plain::Dict(vec![(text("shape"), Plain::Size(vec![4, 1])), (text("dtype"), Plain::Global("torch".into(), "bfloat16".into()))]);
-    let quantizer = Plain::Dict(vec![(text("_num_bits"), Plain::Tuple(vec![Plain::Int(4), Plain::Int(3)])), (text("_amax"), shape)]);
-    let inner = Plain::Dict(vec![(text("modelopt_quantizer_state"), Plain::Dict(vec![(text("weight_quantizer"), quantizer)]))]);
+    let shape = Plain::Dict(vec![
+        (text("shape"), Plain::Size(vec![4, 1])),
+        (text("dtype"), Plain::Global("torch".into(), "bfloat16".into())),
+    ]);
+    let quantizer = Plain::Dict(vec![
+        (text("_num_bits"), Plain::Tuple(vec![Plain::Int(4), Plain::Int(3)])),
+        (text("_amax"), shape),
+    ]);
+    let inner =
+        Plain::Dict(vec![(text("modelopt_quantizer_state"), Plain::Dict(vec![(text("weight_quantizer"), quantizer)]))]);
     put("extra_state", "quantizer", extra_state::write(&inner));
     put("extra_state", "small", extra_state::write(&Plain::None));
     put("extra_state", "empty", empty_extra_state());
@@ -115,12 +126,14 @@ fn extra_states() {
 
 fn safetensors() {
     let shapes: [&[u64]; 3] = [&[2, 3], &[], &[0, 4]];
-    let tensors = [("a", Dtype::Float32, shapes[0]), ("b.\u{e9}\"", Dtype::Bfloat16, shapes[1]), ("c", Dtype::Uint8, shapes[2])];
+    let tensors =
+        [("a", Dtype::Float32, shapes[0]), ("b.\u{e9}\"", Dtype::Bfloat16, shapes[1]), ("c", Dtype::Uint8, shapes[2])];
     let mut file = header_bytes(&tensors, &BTreeMap::from([("k".to_owned(), "v".to_owned())]));
     file.resize(file.len() + 26, 0);
     put("safetensors_header", "three", file);
     put("safetensors_header", "none", header_bytes(&[], &BTreeMap::new()));
-    let map = BTreeMap::from([("a", "a.safetensors"), ("b", "b.safetensors")].map(|(t, f)| (t.to_owned(), f.to_owned())));
+    let map =
+        BTreeMap::from([("a", "a.safetensors"), ("b", "b.safetensors")].map(|(t, f)| (t.to_owned(), f.to_owned())));
     put("safetensors_index", "two", index_json(2, &map));
 }
 
@@ -187,6 +200,10 @@ fn evaluation() {
         "correct": false,
     });
     put("eval_records", "one", format!("{record}\n"));
+    let report = json!({
+        "schema": 1, "command": "eval", "task": "ppl", "windows": [{"nll": 1.5, "tokens": 3}, {"nll": 2.0, "tokens": 4}],
+    });
+    put("eval_records", "report", report.to_string());
     put("eval_text", "text", "Call me Ishmael.\n");
     put("eval_text", "ids", "{\"input_ids\": [1, 2, 3]}\n");
 }

@@ -9,7 +9,8 @@ fuzz_target!(|bytes: &[u8]| {
     let mut most = 0;
     let mut read_at = |offset: u64, buffer: &mut [u8]| {
         most = most.max(buffer.len());
-        let range = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).and_then(|rest| rest.get(..buffer.len()));
+        let range =
+            usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).and_then(|rest| rest.get(..buffer.len()));
         buffer.copy_from_slice(range.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     };

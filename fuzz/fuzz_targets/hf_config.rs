@@ -23,7 +23,8 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(value) = ours else { return };
     let Ok(read) = hf::read("config.json", &value) else { return };
     let config = read.config;
-    let experts = config.all_layers().map(|l| if let longshore_convert::config::LayerSpec::Moe(m) = l { m.experts } else { 0 });
+    let experts =
+        config.all_layers().map(|l| if let longshore_convert::config::LayerSpec::Moe(m) = l { m.experts } else { 0 });
     let blocks = config.mtp.as_ref().map_or(0, |m| m.depth);
     if config.layers.len() > LAYERS || blocks > EXPERTS || experts.sum::<u64>() > EXPERTS {
         return;
@@ -34,7 +35,8 @@ fuzz_target!(|bytes: &[u8]| {
         let mapping = (architecture.mapping)(&config, &keys, config.vocab_size);
         assert!(mapping.mc.values().chain(mapping.hf.values()).all(|d| !d.shape.contains(&0)));
         // The check walks runs, so only tensors of few rows are checked here.
-        let rows = mapping.mc.values().chain(mapping.hf.values()).map(|d| d.shape.iter().rev().skip(1).product::<u64>()).max();
+        let rows =
+            mapping.mc.values().chain(mapping.hf.values()).map(|d| d.shape.iter().rev().skip(1).product::<u64>()).max();
         if rows.is_some_and(|rows| rows < 4096) {
             assert_eq!(mapping.check(), Ok(()));
         }

@@ -21,7 +21,10 @@ fuzz_target!(|bytes: &[u8]| {
         let other = &again.tensors[name];
         assert_eq!((tensor.dtype, &tensor.shape, tensor.chunks.len()), (other.dtype, &other.shape, other.chunks.len()));
         for (a, b) in tensor.chunks.iter().zip(&other.chunks) {
-            assert_eq!((&a.rect, &table.paths[a.stored.path as usize]), (&b.rect, &again.paths[b.stored.path as usize]));
+            assert_eq!(
+                (&a.rect, &table.paths[a.stored.path as usize]),
+                (&b.rect, &again.paths[b.stored.path as usize])
+            );
             assert_eq!((a.stored.offset, a.stored.length), (b.stored.offset, b.stored.length));
         }
     }

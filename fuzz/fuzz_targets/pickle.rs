@@ -17,7 +17,13 @@ fn walk(view: View<'_>, depth: usize, left: &mut usize) {
     if let (Some(signed), Some(unsigned)) = number {
         assert_eq!(i128::from(signed), i128::from(unsigned));
     }
-    let kinds = [view.is_none(), view.as_bool().is_some(), view.as_f64().is_some(), view.as_str().is_some(), view.as_bytes().is_some()];
+    let kinds = [
+        view.is_none(),
+        view.as_bool().is_some(),
+        view.as_f64().is_some(),
+        view.as_str().is_some(),
+        view.as_bytes().is_some(),
+    ];
     assert!(kinds.into_iter().filter(|k| *k).count() <= 1);
     let _ = (view.class_parts(), view.class(), view.attr_count());
     for (_, value) in view.attributes() {

@@ -34,12 +34,19 @@ fuzz_target!(|bytes: &[u8]| {
 fn refused_on_purpose(bytes: &[u8], theirs: &SafeTensors<'_>) -> bool {
     let len = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
     let header = &bytes[8..8 + len];
-    let known = ["BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2", "F8_E8M0"];
+    let known = [
+        "BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "F16", "BF16", "F32", "F64", "F8_E4M3",
+        "F8_E5M2", "F8_E8M0",
+    ];
     let other_dtype = theirs.iter().any(|(_, view)| !known.contains(&view.dtype().to_string().as_str()));
     // A dtype as an object, or a name that occurs twice: as text, every object of the file has one `"dtype"` with a
     // string, and the crate keeps as many tensors as there are.
     let text = String::from_utf8_lossy(header);
     let squeezed: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
     let plain = squeezed.matches("\"dtype\":\"").count();
-    header.first() != Some(&b'{') || other_dtype || plain != theirs.len() || squeezed.matches("\"__metadata__\"").count() > 0 || squeezed.contains('\\')
+    header.first() != Some(&b'{')
+        || other_dtype
+        || plain != theirs.len()
+        || squeezed.matches("\"__metadata__\"").count() > 0
+        || squeezed.contains('\\')
 }
