@@ -27,18 +27,15 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 MODEL = os.path.join(ROOT, "models", "nemotron-h-10m")
 
-if __name__ == "__main__":      # torch is in setup.sh's environment: go on there
-    python = subprocess.run([os.path.join(HERE, "setup.sh")], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    if os.path.realpath(sys.prefix) != os.path.realpath(os.path.dirname(os.path.dirname(python))):
-        os.execv(python, [python, "-W", "ignore", *sys.argv])
+import checking
+
+if __name__ == "__main__":
+    checking.enter_environment()
 
 import torch
 
+from checking import Failed
 from endpoint_server import Engine, serve
-
-
-class Failed(Exception):
-    pass
 
 
 def require(ok, text):

@@ -11,17 +11,13 @@ prompts. Runs in the environment of setup.sh, which it makes where there is none
 import argparse
 import json
 import os
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+import checking
 
-if __name__ == "__main__":      # torch is in setup.sh's environment: go on there
-    python = subprocess.run([os.path.join(HERE, "setup.sh")], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    if os.path.realpath(sys.prefix) != os.path.realpath(os.path.dirname(os.path.dirname(python))):
-        os.execv(python, [python, "-W", "ignore", *sys.argv])
+if __name__ == "__main__":
+    checking.enter_environment()
 
 import torch
 from transformers import AutoTokenizer

@@ -27,7 +27,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -37,17 +36,17 @@ LETTERS = "ABCD"
 CLOSE = 1e-4        # logits closer than this may change places
 BATCH = 8192        # tokens of prompts of one length at a time
 
-if __name__ == "__main__":      # torch is in setup.sh's environment: go on there
-    python = subprocess.run([os.path.join(HERE, "setup.sh")], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    if os.path.realpath(sys.prefix) != os.path.realpath(os.path.dirname(os.path.dirname(python))):
-        os.execv(python, [python, "-W", "ignore", *sys.argv])
+import checking
+
+if __name__ == "__main__":
+    checking.enter_environment()
 
 import torch
 from transformers import AutoTokenizer
 
 import logits_models
 import logits_reference as reference
-from logits_compare import Failed
+from checking import Failed
 
 
 # ---- MMLU, from its definitions
@@ -122,9 +121,10 @@ def log_probs(model, ids):
         return torch.log_softmax(model(torch.tensor([ids]), use_cache=False).logits[0].double(), -1)
 
 
-class Checks:
+class Checks(checking.Checks):
     def __init__(self, a, work):
-        self.a, self.work, self.results, self.start = a, work, [], time.time()
+        super().__init__()
+        self.a, self.work = a, work
         data = os.path.join(os.environ.get("LONGSHORE_DATA", os.path.join(os.path.dirname(ROOT), "shared")), "data")
         published = os.path.join(data, "mmlu")
         self.has_published = os.path.exists(os.path.join(published, "mmlu_test.jsonl.gz"))
@@ -132,26 +132,6 @@ class Checks:
         self.dev, self.test = rows_of(self.data, "dev"), rows_of(self.data, "test")
         text = os.path.join(data, "text", "wikitext-2-raw-test.txt.gz")
         self.text = gzip.open(text, "rt", encoding="utf-8").read() if os.path.exists(text) else open(os.path.join(ROOT, "README.md")).read()
-
-    def check(self, name, fn, *args):
-        """Runs one check and prints its line."""
-        begin, ok = time.time(), True
-        try:
-            detail = fn(*args) or ""
-        except Exception as e:      # a broken check is a failed check
-            ok, detail = False, str(e) if isinstance(e, Failed) else f"{type(e).__name__}: {e}"
-        self.results.append((name, ok))
-        print(f"{'ok    ' if ok else 'FAILED'} {name:<40} {time.time() - begin:6.1f}s  {detail}", flush=True)
-
-    def wrong(self, name, fn, *args):
-        """A check that passes where `fn` fails: what is wrong on purpose must be seen."""
-        def refused():
-            try:
-                fn(*args)
-            except Failed as e:
-                return f"seen: {str(e)[:100]}"
-            raise Failed("a wrong run was not seen")
-        self.check(f"wrong   {name}", refused)
 
     def longshore(self, *argv):
         """The JSON that it prints."""
@@ -312,10 +292,7 @@ class Checks:
         self.check("kl      moe", self.divergence, "nemotron_h_moe", 256, 20_000)
         self.wrong("another style", lambda: self.same(*self.crossed("nemotron_h_dense", some)))
         self.wrong("without --dt-min", lambda: self.mmlu("nemotron_h_dtclamp", "lm-eval", 0, some, clamp=False))
-        failed = [name for name, ok in self.results if not ok]
-        print(f"\n{time.time() - self.start:.0f} s" + "".join(f"\nFAILED {name}" for name in failed))
-        print(f"{len(self.results) - len(failed)} passed, {len(failed)} failed", flush=True)
-        return 1 if failed or not self.results else 0
+        return self.summary()
 
     def crossed(self, base, fraction):
         """What `same` gets where Longshore was asked for another style."""

@@ -24,7 +24,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -34,17 +33,18 @@ MANY = (300,) * 8               # bfloat16 is compared by its statistics, which 
 NEW = 32
 NEEDED = 15 << 30               # bytes of memory and of disk for the real shape: its largest layer in float64 is 10 GiB
 
-if __name__ == "__main__":      # torch is in setup.sh's environment: go on there
-    python = subprocess.run([os.path.join(HERE, "setup.sh")], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    if os.path.realpath(sys.prefix) != os.path.realpath(os.path.dirname(os.path.dirname(python))):
-        os.execv(python, [python, "-W", "ignore", *sys.argv])
+import checking
+
+if __name__ == "__main__":
+    checking.enter_environment()
 
 import torch
 from safetensors.torch import load_file
 
 import logits_models as models
 import logits_reference as reference
-from logits_compare import LIMIT, Failed, Rounding, close_to_exact, distance, equal, not_worse
+from checking import Failed
+from logits_compare import LIMIT, Rounding, close_to_exact, distance, equal, not_worse
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
@@ -54,31 +54,12 @@ def prompts(folder, lengths=LENGTHS):
     return [[draw.randrange(vocab) for _ in range(n)] for n in lengths]
 
 
-class Checks:
+class Checks(checking.Checks):
     def __init__(self, a, work):
-        self.a, self.work, self.results, self.start = a, work, [], time.time()
+        super().__init__()
+        self.a, self.work = a, work
         self.roundings = []     # (ours, theirs) of every model in bfloat16
         self.dt_min = ()        # how the model at hand is told to clamp time steps as transformers does
-
-    def check(self, name, fn, *args):
-        """Runs one check and prints its line."""
-        begin, ok = time.time(), True
-        try:
-            detail = fn(*args) or ""
-        except Exception as e:      # a broken check is a failed check
-            ok, detail = False, str(e) if isinstance(e, Failed) else f"{type(e).__name__}: {e}"
-        self.results.append((name, ok))
-        print(f"{'ok    ' if ok else 'FAILED'} {name:<24} {time.time() - begin:5.1f}s  {detail}", flush=True)
-
-    def wrong(self, name, fn, *args):
-        """A check that passes where `fn` fails: what is wrong on purpose must be seen."""
-        def refused():
-            try:
-                fn(*args)
-            except Failed as e:
-                return f"seen: {str(e)[:120]}"
-            raise Failed("a wrong run was not seen")
-        self.check(f"wrong   {name}", refused)
 
     def longshore(self, *argv):
         """stdout. A program that ends with an error is no wrong result that `wrong` could take for seen."""
@@ -231,10 +212,7 @@ class Checks:
             print(f"real shape: skipped, {why}")
         if not self.a.only:
             self.check("bf16    all together", self.all_bf16)
-        failed = [name for name, ok in self.results if not ok]
-        print(f"\n{time.time() - self.start:.0f} s" + "".join(f"\nFAILED {name}" for name in failed))
-        print(f"{len(self.results) - len(failed)} passed, {len(failed)} failed", flush=True)
-        return 1 if failed or not self.results else 0
+        return self.summary()
 
     def config(self):
         """(config of the real shape, None), or (None, why there is none)."""

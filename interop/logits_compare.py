@@ -3,12 +3,10 @@ import dataclasses
 
 import torch
 
+from checking import Failed
+
 ULP = 2.0 ** -23
 LIMIT = 2e-5        # largest difference in float32, in units of max(1, standard deviation)
-
-
-class Failed(Exception):
-    """A check that did not pass; the text says why."""
 
 
 def named(o):
