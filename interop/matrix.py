@@ -57,17 +57,9 @@ SPECS = {
     "te": Spec(("--spec", "te"), ("--spec", "te"), ("--spec", "te"), also="local-te-names"),
     "local": Spec(("--spec", "local"), ("--spec", "local"), ("--spec", "local")),
     "local-te-names": Spec(("--spec", "local", "--export-te-mcore-model"), ("--spec", "local", "--remap"),
-                           ("--spec", "local", "--remap"), also="te"),
+                           ("--spec", "local", "--remap")),
 }
 SAVE_SPECS = ("te", "local")
-
-
-def strictness(spec, v):
-    """`raise_all` where the stored keys must be exactly those that Megatron asks for.
-
-    local-te-names stores the extra states of MoE norms, which only the te spec asks for: surplus, so Megatron's default.
-    """
-    return "assume_ok_unexpected" if spec == "local-te-names" and v.moe else "raise_all"
 
 
 # ---- layouts: (tp, pp, ep, etp), etp None = Megatron's default, the same as tp

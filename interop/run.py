@@ -164,7 +164,7 @@ class Interop:
     def loads(self, v, hf, ckpt, spec, layouts, label, strict=None, options=()):
         for layout in layouts:
             name = f"load   {v.name} {spec}{label} {matrix.layout_name(layout)}"
-            mode = strict or matrix.strictness(spec, v)
+            mode = strict or "raise_all"
             ok = self.check(name, self.load, ckpt, hf, spec, layout, mode, options)
             self.note("load", compare.keys(ckpt)[0], f"{spec} {matrix.layout_name(layout)}", v.name, ok)
 

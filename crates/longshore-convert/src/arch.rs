@@ -26,12 +26,11 @@ pub struct SpecKeys {
 }
 
 impl SpecKeys {
-    /// The keys to write for these options: with fused norms the superset that loads in both specs, since the specs then
-    /// differ in the norms' extra states alone and a loader ignores surplus objects.
+    /// The keys to write for these options: exactly those that the spec asks for.
     pub fn of(options: &ImportOptions) -> Self {
         Self {
             norms: options.norms,
-            norm_states: options.spec == SpecName::Te || options.norms == NormKeys::Fused,
+            norm_states: options.spec == SpecName::Te,
             core_attention_states: options.core_attention_states,
             single_experts: false,
         }
