@@ -73,6 +73,9 @@ pub struct Manifest {
     pub program: String,
     /// The fingerprint of the plan.
     pub fingerprint: String,
+    /// Identifies what was computed with before there was a plan ([`crate::Plan::with_inputs`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<String>,
     /// About the source.
     pub origin: Origin,
     /// All files but the manifest itself, by name.
@@ -85,8 +88,12 @@ impl Manifest {
     /// The bytes of `longshore.json`: one line per file and tensor.
     pub fn to_json(&self) -> Vec<u8> {
         let text = |value: serde_json::Result<String>| value.unwrap_or_default();
+        let inputs = self
+            .inputs
+            .as_ref()
+            .map_or_else(String::new, |inputs| format!("\"inputs\":{},", text(serde_json::to_string(inputs))));
         let mut out = format!(
-            "{{\"schema\":{},\"program\":{},\"fingerprint\":{},\n\"origin\":{},\n\"files\":[",
+            "{{\"schema\":{},\"program\":{},\"fingerprint\":{},{inputs}\n\"origin\":{},\n\"files\":[",
             self.schema,
             text(serde_json::to_string(&self.program)),
             text(serde_json::to_string(&self.fingerprint)),

@@ -56,6 +56,9 @@ pub struct ImportOptions {
     pub norms: NormKeys,
     /// Parallel sizes.
     pub layout: Layout,
+    /// Lowers sizes that the model cannot have to the largest that it can, each with a line in the report.
+    #[serde(skip)]
+    pub lower_layout: bool,
     /// Element type.
     pub dtype: DtypeChoice,
     /// Pads the vocabulary to a multiple of this times tp, with zero rows.

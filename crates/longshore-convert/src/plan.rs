@@ -123,6 +123,8 @@ pub struct Plan {
     pub(crate) origin: crate::manifest::Origin,
     /// Identifies source content and options; stored in the manifest.
     pub(crate) fingerprint: String,
+    /// See [`Plan::with_inputs`].
+    pub(crate) inputs: Option<String>,
     /// [`Plan::fingerprint`] plus the source files' identities; names the staging folder.
     pub(crate) staging_id: String,
     rules: Vec<RuleRow>,
@@ -228,6 +230,12 @@ impl Plan {
     /// The plan in a few lines.
     pub fn summary(&self) -> &Summary {
         &self.summary
+    }
+
+    /// Notes in the result what it was computed from, so that [`crate::run::already_made`] knows it before anything is computed.
+    #[must_use]
+    pub fn with_inputs(self, inputs: String) -> Self {
+        Self { inputs: Some(inputs), ..self }
     }
 
     /// The model.

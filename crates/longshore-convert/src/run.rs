@@ -139,6 +139,17 @@ fn remove_others(folder: &Path, prefix: &str, wanted: &BTreeSet<String>) -> Resu
 
 /// The manifest of the result, if the destination already holds it: files of the right lengths, written by the same plan.
 fn complete(plan: &Plan) -> Option<Manifest> {
+    whole(plan).filter(|manifest| manifest.fingerprint == plan.fingerprint)
+}
+
+/// The report, if the destination holds what was computed from the same inputs: there is nothing to compute or to write.
+pub fn already_made(plan: &Plan, inputs: &str) -> Option<Report> {
+    let manifest = whole(plan).filter(|manifest| manifest.inputs.as_deref() == Some(inputs))?;
+    Some(report(plan, &manifest, 0, true, Instant::now()))
+}
+
+/// The manifest of what the destination holds, if its files have the right lengths and a loader would find them.
+fn whole(plan: &Plan) -> Option<Manifest> {
     let folder = plan.folder();
     let manifest = read_manifest(&folder).ok().flatten()?;
     let whole = |f: &manifest::File| fs::file_len(&folder.join(&f.name)).ok() == Some(f.size);
@@ -146,7 +157,7 @@ fn complete(plan: &Plan) -> Option<Manifest> {
         let tracker = fs::read_small(&plan.destination.join(torch_dist::TRACKER), 64);
         tracker.is_ok_and(|text| text == tracker_text(inner).as_bytes())
     });
-    (manifest.fingerprint == plan.fingerprint && manifest.files.iter().all(whole) && tracked).then_some(manifest)
+    (manifest.files.iter().all(whole) && tracked).then_some(manifest)
 }
 
 /// The report, if there is nothing to do.
@@ -454,6 +465,7 @@ fn manifest(plan: &Plan, files: Vec<manifest::File>, finished: &BTreeMap<String,
         schema: 1,
         program: format!("longshore {}", env!("CARGO_PKG_VERSION")),
         fingerprint: plan.fingerprint.clone(),
+        inputs: plan.inputs.clone(),
         origin: plan.origin.clone(),
         files,
         tensors,

@@ -7,9 +7,11 @@ pub(crate) mod calibration;
 pub(crate) mod eval;
 pub(crate) mod quantize;
 pub(crate) mod run;
+pub(crate) mod script;
 
 use crate::{extra_args, units};
-use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Convert, verify and run checkpoints of Hugging Face and Megatron-Core
@@ -87,6 +89,9 @@ pub(crate) enum Command {
     Arch(ArchArgs),
     /// Convert the bundled model there and back, generate from it, and prove that it is the same
     Demo(DemoArgs),
+    /// What `scripts/*.sh` run: the job of one of Megatron-LM's post-training scripts
+    #[command(hide = true)]
+    Script(script::ScriptArgs),
     /// The environment variables and what MLM_EXTRA_ARGS may hold
     #[command(hide = true, name = "env", help_template = "{about}")]
     Env,
@@ -108,6 +113,7 @@ impl Command {
             Self::Diff(_) => "diff",
             Self::Arch(_) => "arch",
             Self::Demo(_) => "demo",
+            Self::Script(_) => "script",
             Self::Env => "env",
         }
     }
@@ -184,6 +190,9 @@ pub(crate) struct MegatronArgs {
     /// Expert tensor parallel size, stored in the arguments [env: ETP] [default: the tensor parallel size]
     #[arg(long, value_name = "N", value_parser = positive(), aliases = ["expert-tensor-parallel-size", "etp-size", "etp_size"])]
     pub(crate) etp: Option<u64>,
+    /// Lower sizes that the model's heads, groups or experts do not allow to the largest that they do, each with a warning
+    #[arg(long)]
+    pub(crate) lower_layout: bool,
     /// Pad the vocabulary with zero rows to a multiple of N times TP [default: no padding]
     #[arg(long, value_name = "N", value_parser = positive())]
     pub(crate) make_vocab_size_divisible_by: Option<u64>,
@@ -346,9 +355,38 @@ fn command() -> clap::Command {
     Cli::command().mut_subcommand("env", |env| env.about(extra_args::help()))
 }
 
+/// The ids of the arguments that a command line has, of the command itself.
+pub(crate) struct Given(ArgMatches);
+
+impl Given {
+    pub(crate) fn has(&self, id: &str) -> bool {
+        let is_there = |m: &ArgMatches| {
+            m.try_contains_id(id).is_ok() && m.value_source(id) == Some(clap::parser::ValueSource::CommandLine)
+        };
+        let mut matches = &self.0;
+        loop {
+            if is_there(matches) {
+                return true;
+            }
+            match matches.subcommand() {
+                Some((_, inner)) => matches = inner,
+                None => return false,
+            }
+        }
+    }
+}
+
 /// Parses the process's arguments; on a mistake, `--help` or `--version` prints and ends the process.
-pub(crate) fn parse() -> Cli {
-    Cli::from_arg_matches(&command().get_matches()).unwrap_or_else(|error| error.exit())
+pub(crate) fn parse() -> (Cli, Given) {
+    parse_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
+}
+
+/// Parses a command line, the program's name first.
+pub(crate) fn parse_from<T: Into<OsString> + Clone>(
+    line: impl IntoIterator<Item = T>,
+) -> Result<(Cli, Given), clap::Error> {
+    let matches = command().try_get_matches_from(line)?;
+    Ok((Cli::from_arg_matches(&matches)?, Given(matches)))
 }
 
 #[cfg(test)]

@@ -2,12 +2,14 @@
 
 use crate::cli::run::{DtMin, EngineArgs, PrecisionName, QuantizedWeights};
 use crate::error::UsageError;
+use crate::extra_args::{Extra, Job};
 use crate::locate;
-use crate::options::{Env, threads};
+use crate::model_args;
+use crate::options::{Env, Given, Origin, threads};
 use crate::report::Report;
 use crate::units::{bytes, counted};
 use anyhow::{Context, Result};
-use longshore_ckpt::Dtype;
+use longshore_ckpt::{Dtype, Format};
 use longshore_convert::source::Source;
 use longshore_infer::backend::cpu::{Cpu, Precision};
 use longshore_infer::chat::{ChatError, ChatTemplate};
@@ -64,6 +66,32 @@ impl Opened {
             None | Some(PrecisionName::Bf16) => Precision::Bfloat16,
         };
         Ok(Self { source, precision, own, companions, tokenizer, opened: (folder, base) })
+    }
+
+    /// Compares model arguments of `MLM_EXTRA_ARGS` with the model: an error where shapes contradict, else warnings.
+    pub(crate) fn check_arguments(&self, env: &Env, job: Job, report: &Report) -> Result<()> {
+        let (extra, config) = (Extra::of(env, job)?, &self.source.model.config);
+        let problems = model_args::contradictions(&extra.expected, config);
+        if !problems.is_empty() {
+            return Err(longshore_convert::Error::Refused(problems).into());
+        }
+        for line in model_args::without_effect(&extra.expected, config) {
+            report.note("Warning", &line);
+        }
+        let unused = [extra.unused, model_args::unchecked(&extra.expected, config)].concat();
+        if !unused.is_empty() {
+            report.detail("Ignored", &format!("no effect here: {}", unused.join(" ")));
+        }
+        let stored = longshore_convert::model::spec(&self.source.catalog);
+        let is_read_only = !matches!(job, Job::Convert | Job::Quantize);
+        if let Some(asked) = extra.spec.filter(|&asked| is_read_only && asked != stored)
+            && self.source.catalog.format == Format::TorchDist
+        {
+            let [asked, stored] = [asked, stored].map(|spec| format!("{spec:?}").to_lowercase());
+            let text = format!("the checkpoint has the keys of the {stored} spec; $MLM_EXTRA_ARGS asks for {asked}");
+            report.note("Warning", &text);
+        }
+        Ok(())
     }
 
     /// The same checkpoint, to be loaded once more.
@@ -174,6 +202,34 @@ pub(crate) fn dt_min(source: &Source, args: &EngineArgs) -> Result<Option<f32>, 
             Some(stored.ok_or(UsageError::NotInConfig { field: "time_step_min" })? as f32)
         }
     })
+}
+
+/// `args` with the tokenizer that variables name: beside a checkpoint that comes from `$MLM_MODEL_CKPT`, as the scripts have
+/// it, that of `$TOKENIZER_MODEL` or of `$HF_MODEL_CKPT`.
+pub(crate) fn with_tokenizer(
+    args: &EngineArgs,
+    checkpoint: &Given<PathBuf>,
+    env: &Env,
+    report: &Report,
+) -> Result<EngineArgs> {
+    let mut args = args.clone();
+    if args.tokenizer.is_some() || checkpoint.origin != Origin::Variable("MLM_MODEL_CKPT") {
+        return Ok(args);
+    }
+    for variable in ["TOKENIZER_MODEL", "HF_MODEL_CKPT"] {
+        let Some(named) = env.path(variable) else { continue };
+        let folder = locate::checkpoint(&named, env)?;
+        if Tokenizer::load(&folder)?.is_some() {
+            report.status("Tokenizer", &format!("in {} (${variable})", folder.display()));
+            args.tokenizer = Some(folder);
+        } else {
+            let text =
+                format!("there is no tokenizer in `{}` (${variable}): the checkpoint's own counts", folder.display());
+            report.note("Note", &text);
+        }
+        break;
+    }
+    Ok(args)
 }
 
 /// A model with its tokenizer.

@@ -26,6 +26,12 @@ pub(crate) enum UsageError {
     /// Flags that say nothing about the output that is asked for.
     #[error("{} {} no effect on {output} output", options.join(", "), if options.len() == 1 { "has" } else { "have" })]
     NoEffect { options: Vec<String>, output: &'static str },
+    /// A script without its first argument.
+    #[error("the first argument names the model, e.g. nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16")]
+    NoLabel,
+    /// A rank of a launcher that cannot learn from rank 0 how it ended.
+    #[error("rank {rank}: {what} (`{}`)", board.display())]
+    Ranks { rank: u64, board: PathBuf, what: &'static str },
     /// A conversion from a format to itself.
     #[error("`{}` is {format} already; rewriting {format} as {format} is not supported", path.display())]
     SameFormat { path: PathBuf, format: &'static str },
@@ -41,6 +47,9 @@ pub(crate) enum UsageError {
     /// A safetensors folder holds no pickle to show.
     #[error("`{}` is safetensors; `--raw` shows the pickle of a torch_dist checkpoint", path.display())]
     NoPickle { path: PathBuf },
+    /// As many references as texts are expected.
+    #[error("`--references` has {references} texts for {texts} generated ones")]
+    References { texts: usize, references: usize },
     /// No prompt by any way.
     #[error("no prompt: expected an argument, --prompt-ids, --prompt-file or text on standard input")]
     NoPrompt,

@@ -1,371 +1,32 @@
 //! `MLM_EXTRA_ARGS`: Megatron-LM and `ModelOpt` arguments that users of the existing scripts already have.
 //!
-//! [`TABLE`] says of every argument what it means for a checkpoint. What is not in the table is an error, because an
-//! argument that is silently ignored is how checkpoints go wrong. Names as in megatron-core 0.12 to 0.19
-//! (`megatron/training/arguments.py`) and `ModelOpt` 0.47 (`examples/megatron-lm`).
+//! [`table`] says of every argument that Megatron and the scripts know what it means for each [`Job`]: acted on, compared
+//! with the model, irrelevant, refused. What is not in the table is an error, because an argument that is silently ignored
+//! is how checkpoints go wrong.
+
+mod apply;
+mod table;
+
+pub(crate) use apply::apply;
 
 use crate::error::UsageError;
 use crate::nearest::nearest;
-use crate::options::IGNORED_VARIABLES;
+use crate::options::{Env, IGNORED_VARIABLES};
 use longshore_ckpt::Dtype;
 use longshore_convert::{NormKeys, SpecName};
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use table::{Act, Flag, IRRELEVANT, Meaning, TABLE, Takes};
 
-/// How many words follow an argument.
+/// What a command does with the arguments; each is one of the scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Takes {
-    Nothing,
-    One,
-    /// Everything up to the next `--`.
-    Many,
+pub(crate) enum Job {
+    Convert,
+    Quantize,
+    Export,
+    Generate,
+    Mmlu,
 }
-
-/// What an argument means here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Meaning {
-    TeSpec,
-    FusedNorms,
-    Tp,
-    Pp,
-    Ep,
-    Etp,
-    Bf16,
-    Fp16,
-    VocabularyDivisor,
-    /// The only format written.
-    CheckpointFormat,
-    /// Compared with the model, see [`crate::model_args`].
-    Model,
-    Irrelevant,
-    /// Paths have arguments and variables of their own.
-    Path,
-    /// Belongs to a job that this version does not do.
-    Elsewhere,
-}
-
-/// Arguments of one meaning.
-struct Group {
-    meaning: Meaning,
-    takes: Takes,
-    /// For `longshore help env`.
-    text: &'static str,
-    names: &'static [&'static str],
-}
-
-/// Every known argument.
-const TABLE: &[Group] = &[
-    Group {
-        meaning: Meaning::TeSpec,
-        takes: Takes::Nothing,
-        text: "--spec te",
-        names: &["--full-te-spec", "--export-default-te-spec"],
-    },
-    Group {
-        meaning: Meaning::FusedNorms,
-        takes: Takes::Nothing,
-        text: "--norms fused",
-        names: &["--export-te-mcore-model"],
-    },
-    Group { meaning: Meaning::Tp, takes: Takes::One, text: "--tp N", names: &["--tensor-model-parallel-size"] },
-    Group { meaning: Meaning::Pp, takes: Takes::One, text: "--pp N", names: &["--pipeline-model-parallel-size"] },
-    Group { meaning: Meaning::Ep, takes: Takes::One, text: "--ep N", names: &["--expert-model-parallel-size"] },
-    Group { meaning: Meaning::Etp, takes: Takes::One, text: "--etp N", names: &["--expert-tensor-parallel-size"] },
-    Group { meaning: Meaning::Bf16, takes: Takes::Nothing, text: "--dtype bf16", names: &["--bf16"] },
-    Group { meaning: Meaning::Fp16, takes: Takes::Nothing, text: "--dtype fp16", names: &["--fp16"] },
-    Group {
-        meaning: Meaning::VocabularyDivisor,
-        takes: Takes::One,
-        text: "--make-vocab-size-divisible-by N (torch_dist output)",
-        names: &["--make-vocab-size-divisible-by"],
-    },
-    Group {
-        meaning: Meaning::CheckpointFormat,
-        takes: Takes::One,
-        text: "must be torch_dist",
-        names: &["--ckpt-format", "--dist-ckpt-format"],
-    },
-    Group {
-        meaning: Meaning::Model,
-        takes: Takes::One,
-        text: "compared with the model; a contradiction is an error",
-        names: &[
-            "--ffn-hidden-size",
-            "--hidden-size",
-            "--hybrid-attention-ratio",
-            "--hybrid-layer-pattern",
-            "--hybrid-mlp-ratio",
-            "--hybrid-override-pattern",
-            "--kv-channels",
-            "--mamba-head-dim",
-            "--mamba-num-groups",
-            "--mamba-num-heads",
-            "--mamba-state-dim",
-            "--max-position-embeddings",
-            "--moe-ffn-hidden-size",
-            "--moe-latent-size",
-            "--moe-router-group-topk",
-            "--moe-router-num-groups",
-            "--moe-router-score-function",
-            "--moe-router-topk",
-            "--moe-router-topk-scaling-factor",
-            "--moe-shared-expert-intermediate-size",
-            "--mtp-hybrid-override-pattern",
-            "--mtp-num-layers",
-            "--norm-epsilon",
-            "--normalization",
-            "--num-attention-heads",
-            "--num-experts",
-            "--num-layers",
-            "--num-query-groups",
-            "--position-embedding-type",
-            "--vocab-size",
-        ],
-    },
-    Group {
-        meaning: Meaning::Model,
-        takes: Takes::Nothing,
-        text: "compared with the model; a contradiction is an error",
-        names: &[
-            "--add-qkv-bias",
-            "--apply-layernorm-1p",
-            "--disable-bias-linear",
-            "--group-query-attention",
-            "--is-hybrid-model",
-            "--moe-router-enable-expert-bias",
-            "--mtp-use-repeated-layer",
-            "--squared-relu",
-            "--swiglu",
-            "--untie-embeddings-and-output-weights",
-        ],
-    },
-    Group {
-        meaning: Meaning::Irrelevant,
-        takes: Takes::One,
-        text: "no effect: it sets what Megatron computes in; router tensors keep their stored dtype",
-        names: &["--moe-router-dtype"],
-    },
-    Group {
-        meaning: Meaning::Irrelevant,
-        takes: Takes::Nothing,
-        text: "no effect on a checkpoint",
-        names: &[
-            "--accumulate-allreduce-grads-in-fp32",
-            "--apply-query-key-layer-scaling",
-            "--async-save",
-            "--attention-softmax-in-fp32",
-            "--auto-detect-ckpt-format",
-            "--calculate-per-token-loss",
-            "--ckpt-assume-constant-structure",
-            "--ckpt-convert-update-legacy-dist-opt-format",
-            "--ckpt-fully-parallel-load",
-            "--ckpt-fully-parallel-save",
-            "--cross-entropy-loss-fusion",
-            "--deterministic-mode",
-            "--disable-tqdm",
-            "--distribute-saved-activations",
-            "--enable-experimental",
-            "--exit-on-missing-checkpoint",
-            "--finetune",
-            "--first-last-layers-bf16",
-            "--init-model-with-meta-device",
-            "--log-memory-to-tensorboard",
-            "--log-num-zeros-in-grad",
-            "--log-params-norm",
-            "--log-throughput",
-            "--log-timers-to-tensorboard",
-            "--log-validation-ppl-to-tensorboard",
-            "--manual-gc",
-            "--mock-data",
-            "--moe-grouped-gemm",
-            "--moe-pad-expert-input-to-capacity",
-            "--moe-per-layer-logging",
-            "--moe-permute-fusion",
-            "--moe-router-fusion",
-            "--moe-router-pre-softmax",
-            "--moe-shared-expert-overlap",
-            "--moe-use-legacy-grouped-gemm",
-            "--no-async-tensor-model-parallel-allreduce",
-            "--no-bias-dropout-fusion",
-            "--no-bias-gelu-fusion",
-            "--no-bias-swiglu-fusion",
-            "--no-check-for-nan-in-loss-and-grad",
-            "--no-ckpt-fully-parallel-save",
-            "--no-create-attention-mask-in-dataloader",
-            "--no-gradient-accumulation-fusion",
-            "--no-initialization",
-            "--no-load-optim",
-            "--no-load-rng",
-            "--no-masked-softmax-fusion",
-            "--no-mmap-bin-files",
-            "--no-one-logger",
-            "--no-persist-layer-norm",
-            "--no-rope-fusion",
-            "--no-save-optim",
-            "--no-save-rng",
-            "--no-use-tokenizer-model-from-checkpoint-args",
-            "--overlap-grad-reduce",
-            "--overlap-param-gather",
-            "--recompute-activations",
-            "--reset-attention-mask",
-            "--reset-position-ids",
-            "--sequence-parallel",
-            "--skip-train",
-            "--trust-remote-code",
-            "--tp-comm-overlap",
-            "--use-checkpoint-args",
-            "--use-cpu-initialization",
-            "--use-dist-ckpt",
-            "--use-distributed-optimizer",
-            "--use-flash-attn",
-            "--use-fused-weighted-squared-relu",
-            "--use-mcore-models",
-            "--use-mp-args-from-checkpoint-args",
-            "--use-persistent-ckpt-worker",
-            "--use-precision-aware-optimizer",
-            "--use-pytorch-profiler",
-            "--use-rope-scaling",
-            "--use-rotary-position-embeddings",
-            "--use-te-rng-tracker",
-            "--use-tp-pp-dp-mapping",
-        ],
-    },
-    Group {
-        meaning: Meaning::Irrelevant,
-        takes: Takes::One,
-        text: "no effect on a checkpoint",
-        names: &[
-            "--adam-beta1",
-            "--adam-beta2",
-            "--adam-eps",
-            "--attention-backend",
-            "--attention-dropout",
-            "--clip-grad",
-            "--context-parallel-size",
-            "--cross-entropy-fusion-impl",
-            "--cuda-graph-impl",
-            "--data-cache-path",
-            "--dataloader-type",
-            "--decoder-first-pipeline-num-layers",
-            "--decoder-last-pipeline-num-layers",
-            "--dist-ckpt-strictness",
-            "--distributed-backend",
-            "--distributed-timeout-minutes",
-            "--empty-unused-memory-level",
-            "--eval-interval",
-            "--eval-iters",
-            "--exit-duration-in-mins",
-            "--exit-interval",
-            "--export-model-type",
-            "--global-batch-size",
-            "--hidden-dropout",
-            "--inference-max-requests",
-            "--inference-max-seq-length",
-            "--init-method-std",
-            "--log-interval",
-            "--lr",
-            "--lr-decay-iters",
-            "--lr-decay-samples",
-            "--lr-decay-style",
-            "--lr-warmup-fraction",
-            "--lr-warmup-iters",
-            "--lr-warmup-samples",
-            "--lr-wsd-decay-style",
-            "--manual-gc-interval",
-            "--micro-batch-size",
-            "--min-lr",
-            "--moe-aux-loss-coeff",
-            "--moe-expert-capacity-factor",
-            "--moe-router-bias-update-rate",
-            "--moe-router-load-balancing-type",
-            "--moe-token-dispatcher-type",
-            "--moe-z-loss-coeff",
-            "--mtp-loss-scaling-factor",
-            "--num-dataset-builder-threads",
-            "--num-layers-per-virtual-pipeline-stage",
-            "--num-workers",
-            "--optimizer",
-            "--recompute-granularity",
-            "--recompute-method",
-            "--recompute-num-layers",
-            "--rotary-base",
-            "--rotary-percent",
-            "--save-interval",
-            "--seed",
-            "--seq-length",
-            "--split",
-            "--tensorboard-dir",
-            "--tensorboard-log-interval",
-            "--tiktoken-pattern",
-            "--timing-log-level",
-            "--timing-log-option",
-            "--tokenizer-model",
-            "--tokenizer-type",
-            "--train-iters",
-            "--train-samples",
-            "--transformer-impl",
-            "--virtual-pipeline-model-parallel-size",
-            "--wandb-exp-name",
-            "--wandb-project",
-            "--wandb-save-dir",
-            "--weight-decay",
-        ],
-    },
-    Group {
-        meaning: Meaning::Irrelevant,
-        takes: Takes::Many,
-        text: "no effect on a checkpoint",
-        names: &["--data-path", "--recompute-modules", "--spec"],
-    },
-    Group {
-        meaning: Meaning::Path,
-        takes: Takes::One,
-        text: "an error: paths are arguments or variables",
-        names: &[
-            "--export-dir",
-            "--extra-model-path",
-            "--load",
-            "--pretrained-checkpoint",
-            "--pretrained-model-path",
-            "--save",
-        ],
-    },
-    Group {
-        meaning: Meaning::Elsewhere,
-        takes: Takes::One,
-        text: "an error: belongs to a job that this version does not do",
-        names: &[
-            "--calib-batch-size",
-            "--calib-dataset",
-            "--calib-dataset-path-or-name",
-            "--calib-max-sequence-length",
-            "--calib-size",
-            "--draft-len",
-            "--export-kv-cache-quant",
-            "--export-quant-cfg",
-            "--few-shots",
-            "--fraction",
-            "--generate-output-len",
-            "--lora-rank",
-            "--lower-bound",
-            "--mmlu-batch-size",
-            "--osl",
-            "--recipe",
-        ],
-    },
-    Group {
-        meaning: Meaning::Elsewhere,
-        takes: Takes::Nothing,
-        text: "an error: belongs to a job that this version does not do",
-        names: &[
-            "--compress",
-            "--disable-qkv-quant",
-            "--export-offline-model",
-            "--fp8-param-gather",
-            "--skip-generate",
-            "--weight-only",
-        ],
-    },
-];
 
 /// What `MLM_EXTRA_ARGS` says; of an argument given twice the last counts, as in argparse.
 #[derive(Debug, Default, PartialEq)]
@@ -379,29 +40,69 @@ pub(crate) struct Extra {
     pub(crate) dtype: Option<Dtype>,
     pub(crate) divisor: Option<u64>,
     /// Model arguments: name without dashes and value, `true` for a switch.
-    pub(crate) expected: Vec<(String, String)>,
+    pub(crate) expected: Vec<Expected>,
     /// Arguments above that mean nothing to a Hugging Face output.
     pub(crate) import_only: Vec<String>,
-    /// Irrelevant arguments.
+    /// Arguments without effect in this job.
     pub(crate) unused: Vec<String>,
+    /// What [`apply`] turns into flags, by what it does.
+    flags: BTreeMap<Flag, (String, String)>,
+}
+
+/// A model argument, to compare with the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Expected {
+    /// Without dashes.
+    pub(crate) name: String,
+    /// `true` for a switch.
+    pub(crate) value: String,
+    /// Whether it decides shapes, so that a contradiction is an error.
+    pub(crate) shape: bool,
+}
+
+/// What the table says of a name.
+struct Entry {
+    meaning: Meaning,
+    takes: Takes,
+}
+
+fn entry(name: &str) -> Option<Entry> {
+    if let Some(group) = TABLE.iter().find(|group| group.names.contains(&name)) {
+        return Some(Entry { meaning: group.meaning, takes: group.takes });
+    }
+    irrelevant().find(|(known, _)| *known == name).map(|(_, takes)| Entry { meaning: Meaning::Irrelevant, takes })
+}
+
+/// The names that mean nothing here.
+fn irrelevant() -> impl Iterator<Item = (&'static str, Takes)> {
+    IRRELEVANT.lines().map(|line| match line.split_once(' ') {
+        None => (line, Takes::Nothing),
+        Some((name, "X")) => (name, Takes::One),
+        Some((name, _)) => (name, Takes::Many),
+    })
 }
 
 impl Extra {
+    /// What `$MLM_EXTRA_ARGS` means for `job`.
+    pub(crate) fn of(env: &Env, job: Job) -> Result<Self, UsageError> {
+        Self::parse(env.text("MLM_EXTRA_ARGS")?.unwrap_or_default(), job)
+    }
+
     /// Splits and looks up; all faults at once.
-    pub(crate) fn parse(text: &str) -> Result<Self, UsageError> {
+    pub(crate) fn parse(text: &str, job: Job) -> Result<Self, UsageError> {
         let words = split(text).map_err(|problem| UsageError::ExtraArgs { problems: vec![problem] })?;
         let (mut extra, mut problems) = (Self::default(), Vec::new());
         let mut rest = words.as_slice();
         while let Some((word, after)) = rest.split_first() {
             rest = after;
             let (name, joined) = word.split_once('=').map_or((word.as_str(), None), |(n, v)| (n, Some(v)));
-            let Some(group) = TABLE.iter().find(|group| group.names.contains(&name)) else {
+            let Some(entry) = entry(name) else {
                 problems.push(unknown(name));
                 // Its values are not mistakes of their own.
                 rest = &rest[values(rest)..];
                 continue;
             };
-            let value = match (group.takes, joined) {
+            let value = match (entry.takes, joined) {
                 (Takes::Nothing, None) => "true",
                 (Takes::Nothing, Some(_)) => {
                     problems.push(format!("`{name}` takes no value"));
@@ -422,38 +123,60 @@ impl Extra {
                     continue;
                 }
             };
-            if let Err(problem) = extra.apply(group.meaning, name, value) {
+            if let Err(problem) = extra.take(entry.meaning, name, value, job) {
                 problems.push(problem);
             }
         }
         if problems.is_empty() { Ok(extra) } else { Err(UsageError::ExtraArgs { problems }) }
     }
 
-    fn apply(&mut self, meaning: Meaning, name: &str, value: &str) -> Result<(), String> {
-        let positive = || parse_positive(name, value).map_err(|error| error.to_string());
+    /// Whether nothing is to be generated after quantizing.
+    pub(crate) fn has_skip_generate(&self) -> bool {
+        self.flags.contains_key(&Flag::SkipGenerate)
+    }
+
+    fn take(&mut self, meaning: Meaning, name: &str, value: &str, job: Job) -> Result<(), String> {
         match meaning {
-            Meaning::TeSpec => self.spec = Some(SpecName::Te),
-            Meaning::FusedNorms => self.norms = Some(NormKeys::Fused),
-            Meaning::Tp => self.tp = Some(positive()?),
-            Meaning::Pp => self.pp = Some(positive()?),
-            Meaning::Ep => self.ep = Some(positive()?),
-            Meaning::Etp => self.etp = Some(positive()?),
-            Meaning::VocabularyDivisor => self.divisor = Some(positive()?),
-            Meaning::Bf16 => self.dtype = Some(Dtype::Bfloat16),
-            Meaning::Fp16 => self.dtype = Some(Dtype::Float16),
-            Meaning::CheckpointFormat if value == "torch_dist" => self.unused.push(name.to_owned()),
-            Meaning::CheckpointFormat => return Err(format!("`{name} {value}`: only torch_dist is supported")),
-            Meaning::Model => self.expected.push((name.trim_start_matches('-').to_owned(), value.to_owned())),
-            Meaning::Irrelevant => self.unused.push(name.to_owned()),
+            Meaning::Act(act, jobs) if jobs.contains(&job) => return self.act(act, name, value),
+            Meaning::Act(..) | Meaning::Irrelevant => self.unused.push(name.to_owned()),
+            Meaning::Shape | Meaning::Compute => {
+                let (name, shape) = (name.trim_start_matches('-').to_owned(), meaning == Meaning::Shape);
+                self.expected.retain(|earlier| earlier.name != name);
+                self.expected.push(Expected { name, value: value.to_owned(), shape });
+            }
+            Meaning::Only(nothing, _) if value == nothing => self.unused.push(name.to_owned()),
+            Meaning::Only(_, why) => return Err(format!("`{name} {value}` is not supported: {why}")),
             Meaning::Path => return Err(format!("`{name}`: name paths as arguments or variables")),
-            Meaning::Elsewhere => return Err(format!("`{name}` belongs to a job that this version does not do")),
+            Meaning::Unsupported(why) => return Err(format!("`{name}` is not supported: {why}")),
         }
-        if !matches!(
-            meaning,
-            Meaning::Bf16 | Meaning::Fp16 | Meaning::CheckpointFormat | Meaning::Model | Meaning::Irrelevant
-        ) {
+        Ok(())
+    }
+
+    fn act(&mut self, act: Act, name: &str, value: &str) -> Result<(), String> {
+        let positive = || parse_positive(name, value).map_err(|error| error.to_string());
+        match act {
+            Act::TeSpec => self.spec = Some(SpecName::Te),
+            Act::FusedNorms => self.norms = Some(NormKeys::Fused),
+            Act::Tp => self.tp = Some(positive()?),
+            Act::Pp => self.pp = Some(positive()?),
+            Act::Ep => self.ep = Some(positive()?),
+            Act::Etp => self.etp = Some(positive()?),
+            Act::VocabularyDivisor => self.divisor = Some(positive()?),
+            Act::Bf16 => self.dtype = Some(Dtype::Bfloat16),
+            Act::Fp16 => self.dtype = Some(Dtype::Float16),
+            Act::Flag(flag) => return self.flag(flag, name, value),
+        }
+        if !matches!(act, Act::Bf16 | Act::Fp16) {
             self.import_only.push(name.to_owned());
         }
+        Ok(())
+    }
+
+    fn flag(&mut self, flag: Flag, name: &str, value: &str) -> Result<(), String> {
+        if flag == Flag::KvCache && ["fp8_affine", "nvfp4_affine", "nvfp4_rotate"].contains(&value) {
+            return Err(format!("`{name} {value}` is not supported: use fp8 or nvfp4"));
+        }
+        self.flags.insert(flag, (name.to_owned(), value.to_owned()));
         Ok(())
     }
 }
@@ -468,7 +191,7 @@ pub(crate) fn parse_positive(name: &str, value: &str) -> Result<u64, UsageError>
 }
 
 fn unknown(name: &str) -> String {
-    let known = TABLE.iter().flat_map(|group| group.names).copied();
+    let known = TABLE.iter().flat_map(|group| group.names).copied().chain(irrelevant().map(|(name, _)| name));
     match nearest(name, known) {
         Some(nearest) => format!("`{name}` is not known; the nearest known name is `{nearest}`"),
         None => format!("`{name}` is not known"),
@@ -518,13 +241,18 @@ pub(crate) fn help() -> String {
         "Variables of the ModelOpt/Megatron scripts. An argument beats its variable; empty means unset.\n\n",
     );
     let variables = [
-        ("HF_MODEL_CKPT", "SRC of convert; --base of export"),
-        ("MLM_MODEL_CKPT", "SRC of export; of convert it wins over HF_MODEL_CKPT"),
-        ("MLM_MODEL_SAVE", "DST of convert"),
+        (
+            "HF_MODEL_CKPT",
+            "SRC of convert and quantize; --base of export; beside MLM_MODEL_CKPT the tokenizer of generate and eval",
+        ),
+        ("MLM_MODEL_CKPT", "SRC of export, quantize, generate and eval; of convert it wins over HF_MODEL_CKPT"),
+        ("MLM_MODEL_SAVE", "DST of convert and quantize"),
         ("EXPORT_DIR", "DST of export"),
-        ("MLM_MODEL_CFG", "without these two: $MLM_WORK_DIR/$MLM_MODEL_CFG and _mlm or _export"),
+        ("MLM_MODEL_CFG", "without these: $MLM_WORK_DIR/$MLM_MODEL_CFG and _mlm, _quant or _export"),
         ("MLM_WORK_DIR", "[default: megatron_workspace in the temporary directory]"),
         ("TP PP EP ETP", "--tp --pp --ep --etp"),
+        ("QUANT_CFG", "--quant-cfg"),
+        ("TOKENIZER_MODEL", "--tokenizer"),
         ("MLM_EXTRA_ARGS", "split as a shell does and looked up in the table below"),
         ("MMLU_DATASET", "--data of eval mmlu"),
         ("HF_HUB_CACHE HF_HOME", "where the Hugging Face cache is"),
@@ -534,32 +262,52 @@ pub(crate) fn help() -> String {
         let _ = writeln!(text, "  {name:<21} {meaning}");
     }
     let _ = writeln!(text, "\nIgnored: {}.", IGNORED_VARIABLES.join(" "));
-    text += "\nMLM_EXTRA_ARGS. An argument that is not listed is an error.\n";
+    text += "\nMLM_EXTRA_ARGS, as convert, quantize, export, generate and eval mmlu take it. A flag beats it, and it beats the\n\
+        other variables. What is not listed is an error.\n";
     let mut last = "";
     for group in TABLE {
         if group.text != last {
-            let _ = writeln!(text, "\n  {}:", group.text);
+            let refused = if matches!(group.meaning, Meaning::Unsupported(_)) { "refused: " } else { "" };
+            let _ = writeln!(text, "\n  {refused}{}:", group.text);
             last = group.text;
         }
         for name in group.names {
-            let value = match group.takes {
-                Takes::Nothing => "",
-                Takes::One => " X",
-                Takes::Many => " X...",
-            };
-            let _ = writeln!(text, "    {name}{value}");
+            let _ = writeln!(text, "    {name}{}", takes(group.takes));
         }
     }
-    text.truncate(text.trim_end().len());
+    text += "\n  no effect here, as in the scripts or because they decide how Megatron runs (named under -v):\n";
+    let mut line = String::from("   ");
+    for (name, takes_) in irrelevant() {
+        let word = format!(" {name}{}", takes(takes_));
+        if line.len() + word.len() > WIDTH {
+            let _ = writeln!(text, "{line}");
+            line = String::from("   ");
+        }
+        line += &word;
+    }
+    text += &line;
     text
+}
+
+/// Columns of the list of names without effect.
+const WIDTH: usize = 110;
+
+fn takes(takes: Takes) -> &'static str {
+    match takes {
+        Takes::Nothing => "",
+        Takes::One => " X",
+        Takes::Many => " X...",
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn problems(text: &str) -> Vec<String> {
-        match Extra::parse(text) {
+    const JOBS: [Job; 5] = [Job::Convert, Job::Quantize, Job::Export, Job::Generate, Job::Mmlu];
+
+    fn problems(text: &str, job: Job) -> Vec<String> {
+        match Extra::parse(text, job) {
             Err(UsageError::ExtraArgs { problems }) => problems,
             other => panic!("expected problems, found {other:?}"),
         }
@@ -578,39 +326,72 @@ mod tests {
     #[test]
     fn every_name_is_in_one_group() {
         let names: Vec<&str> = TABLE.iter().flat_map(|group| group.names).copied().collect();
-        for (i, name) in names.iter().enumerate() {
-            assert!(name.starts_with("--") && !names[..i].contains(name), "{name}");
+        let all: Vec<&str> = names.into_iter().chain(irrelevant().map(|(name, _)| name)).collect();
+        for (i, name) in all.iter().enumerate() {
+            let is_plain = name[2..].bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+            assert!(name.starts_with("--") && is_plain && !all[..i].contains(name), "{name}");
         }
+        assert!(all.len() > 1000, "{}", all.len());
     }
 
     #[test]
     fn mapped_arguments_set_options() {
-        let extra =
-            Extra::parse("--full-te-spec --export-te-mcore-model --fp16 --bf16 --make-vocab-size-divisible-by=128")
-                .expect("known");
+        let text = "--full-te-spec --export-te-mcore-model --fp16 --bf16 --make-vocab-size-divisible-by=128";
+        let extra = Extra::parse(text, Job::Convert).expect("known");
         assert_eq!((extra.spec, extra.norms), (Some(SpecName::Te), Some(NormKeys::Fused)));
         assert_eq!((extra.dtype, extra.divisor), (Some(Dtype::Bfloat16), Some(128)));
-        assert_eq!(Extra::parse("--export-default-te-spec").expect("known").spec, Some(SpecName::Te));
+        assert_eq!(Extra::parse("--export-default-te-spec", Job::Mmlu).expect("known").spec, Some(SpecName::Te));
+        // Nothing is written that has a layout.
+        assert_eq!(Extra::parse("--expert-model-parallel-size 4", Job::Mmlu).expect("known").ep, None);
     }
 
     #[test]
     fn model_arguments_are_kept_for_the_comparison() {
-        let extra = Extra::parse("--num-layers 52 --hybrid-layer-pattern 'M*-E' --squared-relu").expect("known");
-        let expected = [("num-layers", "52"), ("hybrid-layer-pattern", "M*-E"), ("squared-relu", "true")];
-        assert_eq!(extra.expected, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+        let text = "--num-layers 3 --num-layers 52 --hybrid-layer-pattern 'M*-E' --squared-relu";
+        let extra = Extra::parse(text, Job::Generate).expect("known");
+        let expected = |name: &str, value: &str, shape| Expected { name: name.into(), value: value.into(), shape };
+        assert_eq!(
+            extra.expected,
+            [
+                expected("num-layers", "52", true),
+                expected("hybrid-layer-pattern", "M*-E", true),
+                expected("squared-relu", "true", false)
+            ]
+        );
+    }
+
+    #[test]
+    fn an_argument_of_another_job_has_no_effect_and_is_named() {
+        let text = "--fraction 0.05 --disable-tqdm --calib-size 8 --osl 3";
+        let flags = |job| {
+            let extra = Extra::parse(text, job).expect("known");
+            (extra.flags.into_keys().collect::<Vec<_>>(), extra.unused)
+        };
+        assert_eq!(flags(Job::Mmlu).0, [Flag::Fraction, Flag::NoProgress]);
+        assert_eq!(flags(Job::Quantize).0, [Flag::CalibSize, Flag::NoProgress]);
+        assert_eq!(flags(Job::Generate).0, [Flag::MaxNew, Flag::NoProgress]);
+        assert_eq!(
+            flags(Job::Convert),
+            (vec![Flag::NoProgress], ["--fraction", "--calib-size", "--osl"].map(str::to_owned).to_vec())
+        );
     }
 
     #[test]
     fn irrelevant_arguments_are_named() {
-        let extra = Extra::parse("--sequence-parallel --data-path 0.5 a 0.5 b --lr -1e-4 --finetune").expect("known");
-        assert_eq!(extra.unused, ["--sequence-parallel", "--data-path", "--lr", "--finetune"]);
+        let text = "--sequence-parallel --data-path 0.5 a 0.5 b --lr -1e-4 --finetune --seq-length 4096";
+        for job in JOBS {
+            let extra = Extra::parse(text, job).expect("known");
+            assert_eq!(extra.unused, ["--sequence-parallel", "--data-path", "--lr", "--finetune", "--seq-length"]);
+            assert_eq!(extra.expected, []);
+        }
     }
 
     #[test]
     fn all_faults_come_at_once_with_the_nearest_name() {
         assert_eq!(
             problems(
-                "--num-layer 3 stray --zzzzzzzz --tensor-model-parallel-size --finetune=1 --expert-model-parallel-size x"
+                "--num-layer 3 stray --zzzzzzzz --tensor-model-parallel-size --finetune=1 --expert-model-parallel-size x",
+                Job::Convert
             ),
             [
                 "`--num-layer` is not known; the nearest known name is `--num-layers`",
@@ -620,18 +401,29 @@ mod tests {
                 "`--expert-model-parallel-size` is `x`: expected a whole number of at least 1",
             ]
         );
-        assert_eq!(problems("stray"), ["`stray` is not known"]);
+        assert_eq!(problems("stray", Job::Export), ["`stray` is not known"]);
     }
 
     #[test]
-    fn arguments_of_other_jobs_are_not_ignored() {
+    fn what_is_not_supported_is_refused_in_every_job() {
+        for job in JOBS {
+            assert_eq!(
+                problems("--auto-quantize-bits 4.8 --load /x --ckpt-format torch --draft-length 3 --compress", job),
+                [
+                    "`--auto-quantize-bits` is not supported: AutoQuantize is not supported; name a config or a recipe \
+                     (`longshore quantize --list`)",
+                    "`--load`: name paths as arguments or variables",
+                    "`--ckpt-format torch` is not supported: torch_dist is the format that is written",
+                    "`--draft-length 3` is not supported: speculative decoding models are not supported; \
+                     `generate --mtp` uses the model's own layers",
+                    "`--compress` is not supported: weights stay values in a Megatron checkpoint; `export` packs them",
+                ]
+            );
+            assert!(Extra::parse("--draft-length 0 --algorithm None --export-kv-cache-quant none", job).is_ok());
+        }
         assert_eq!(
-            problems("--export-quant-cfg FP8_DEFAULT_CFG --load /x --ckpt-format torch"),
-            [
-                "`--export-quant-cfg` belongs to a job that this version does not do",
-                "`--load`: name paths as arguments or variables",
-                "`--ckpt-format torch`: only torch_dist is supported",
-            ]
+            problems("--export-kv-cache-quant fp8_affine", Job::Quantize),
+            ["`--export-kv-cache-quant fp8_affine` is not supported: use fp8 or nvfp4"]
         );
     }
 }

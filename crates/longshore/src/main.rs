@@ -23,6 +23,7 @@ mod progress_bar;
 mod prompts;
 mod report;
 mod saving;
+mod script;
 mod units;
 
 use options::Env;
@@ -32,9 +33,14 @@ fn main() -> ExitCode {
     raise_file_limit();
     hide_decoder_panics();
     let env = Env::from_process();
-    let cli = cli::parse();
+    let (mut cli, given) = cli::parse();
+    if let cli::Command::Script(args) = &cli.command {
+        return script::main(args, env);
+    }
+    let applied = extra_args::apply(&mut cli, &|id| given.has(id), &env);
     let report = report::Report::new(&cli.global, &env);
-    match commands::run(&cli.command, &env, &report) {
+    let done = applied.map_err(anyhow::Error::from).and_then(|()| commands::run(&cli.command, &env, &report));
+    match done {
         Ok(commands::Answer::Yes) => ExitCode::SUCCESS,
         Ok(commands::Answer::No) => ExitCode::from(1),
         // Whoever reads the output has seen enough (`longshore inspect … | head`).

@@ -1,25 +1,36 @@
 //! Model arguments of `MLM_EXTRA_ARGS` against the model that the source describes.
 
+use crate::extra_args::Expected;
 use longshore_convert::Problem;
 use longshore_convert::config::{LayerSpec, ModelConfig};
 
-/// Every argument of `expected` (name without dashes, value) that contradicts `model`.
-pub(crate) fn contradictions(expected: &[(String, String)], model: &ModelConfig) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    for (name, value) in expected {
-        if let Some(fact) = fact(name, model).filter(|fact| !agree(name, value, fact)) {
-            problems.push(Problem::Option {
-                option: format!("--{name} {value}"),
-                what: format!("the model has {fact} (from $MLM_EXTRA_ARGS)"),
-            });
-        }
-    }
-    problems
+/// Every argument that decides shapes and contradicts `model`.
+pub(crate) fn contradictions(expected: &[Expected], model: &ModelConfig) -> Vec<Problem> {
+    let contradicting = differing(expected, model).filter(|(argument, _)| argument.shape);
+    let problem = |(argument, fact): (&Expected, String)| Problem::Option {
+        option: format!("--{} {}", argument.name, argument.value),
+        what: format!("the model has {fact} (from $MLM_EXTRA_ARGS)"),
+    };
+    contradicting.map(problem).collect()
+}
+
+/// A line for every argument about how Megatron computes that is not as in `model`, which it does not change.
+pub(crate) fn without_effect(expected: &[Expected], model: &ModelConfig) -> Vec<String> {
+    let line = |(argument, fact): (&Expected, String)| {
+        format!("`--{} {}` has no effect: the model has {fact} ($MLM_EXTRA_ARGS)", argument.name, argument.value)
+    };
+    differing(expected, model).filter(|(argument, _)| !argument.shape).map(line).collect()
 }
 
 /// The names of `expected` that this model gives no value to compare with.
-pub(crate) fn unchecked(expected: &[(String, String)], model: &ModelConfig) -> Vec<String> {
-    expected.iter().filter(|(name, _)| fact(name, model).is_none()).map(|(name, _)| format!("--{name}")).collect()
+pub(crate) fn unchecked(expected: &[Expected], model: &ModelConfig) -> Vec<String> {
+    expected.iter().filter(|e| fact(&e.name, model).is_none()).map(|e| format!("--{}", e.name)).collect()
+}
+
+/// The arguments that are not as in the model, with what that has.
+fn differing<'a>(expected: &'a [Expected], model: &'a ModelConfig) -> impl Iterator<Item = (&'a Expected, String)> {
+    let compared = expected.iter().filter_map(|e| Some((e, fact(&e.name, model)?)));
+    compared.filter(|(e, fact)| !agree(&e.name, &e.value, fact))
 }
 
 fn agree(name: &str, value: &str, fact: &str) -> bool {
@@ -44,14 +55,14 @@ fn fact(name: &str, model: &ModelConfig) -> Option<String> {
     let mlp = || layers().find_map(|l| if let LayerSpec::Mlp(m) = l { Some(m) } else { None });
     let moe = || layers().find_map(|l| if let LayerSpec::Moe(m) = l { Some(m) } else { None });
     let number = match name {
-        "ffn-hidden-size" => mlp()?.ffn,
+        // Megatron takes it for the experts too, where they have no size of their own.
+        "ffn-hidden-size" => mlp().map(|m| m.ffn).or_else(|| Some(moe()?.expert_ffn))?,
         "hidden-size" => model.hidden_size,
         "kv-channels" => attention()?.head_dim,
         "mamba-head-dim" => mamba()?.head_dim,
         "mamba-num-groups" => mamba()?.groups,
         "mamba-num-heads" => mamba()?.heads,
         "mamba-state-dim" => mamba()?.state,
-        "max-position-embeddings" => model.max_position_embeddings,
         "moe-ffn-hidden-size" => moe()?.expert_ffn,
         "moe-latent-size" => moe()?.latent?,
         "moe-router-group-topk" => moe()?.topk_group,
@@ -112,8 +123,14 @@ mod tests {
         ModelConfig { layers, ..ModelConfig::minimal("NemotronHForCausalLM", 256, 4096) }
     }
 
-    fn expected(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
-        pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+    fn expected(pairs: &[(&str, &str)]) -> Vec<Expected> {
+        let shape = |name: &str| !matches!(name, "norm-epsilon" | "squared-relu" | "position-embedding-type");
+        let one = |(name, value): &(&str, &str)| Expected {
+            name: (*name).to_owned(),
+            value: (*value).to_owned(),
+            shape: shape(name),
+        };
+        pairs.iter().map(one).collect()
     }
 
     #[test]
@@ -141,6 +158,16 @@ mod tests {
                 "option     `--normalization LayerNorm`: the model has RMSNorm (from $MLM_EXTRA_ARGS)",
             ]
         );
+    }
+
+    #[test]
+    fn what_decides_no_shape_is_a_warning() {
+        let expected = expected(&[("norm-epsilon", "1e-6"), ("position-embedding-type", "none"), ("num-layers", "3")]);
+        assert_eq!(
+            without_effect(&expected, &model()),
+            ["`--norm-epsilon 1e-6` has no effect: the model has 0.00001 ($MLM_EXTRA_ARGS)"]
+        );
+        assert_eq!(contradictions(&expected, &model()).len(), 1);
     }
 
     #[test]

@@ -6,9 +6,9 @@
 use crate::cli::quantize::{Compat, QuantizeArgs};
 use crate::cli::{ConvertArgs, DtypeName, ExportArgs, MegatronArgs, Norms, Spec, Target, WriteArgs};
 use crate::error::UsageError;
-use crate::extra_args::{self, Extra};
-use longshore_ckpt::{Dtype, Format};
-use longshore_convert::{DtypeChoice, ExportOptions, ImportOptions, Layout, NormKeys, SpecName};
+use crate::extra_args::{self, Expected, Extra, Job};
+use longshore_ckpt::{Catalog, Dtype, Format};
+use longshore_convert::{DtypeChoice, ExportOptions, ImportOptions, Layout, NormKeys, SpecName, model};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -20,17 +20,8 @@ use std::path::{Path, PathBuf};
 pub(crate) const HF_FILE_SIZE: u64 = 5_000_000_000;
 
 /// Variables of the scripts that start processes or other programs: nothing a checkpoint shows.
-pub(crate) const IGNORED_VARIABLES: [&str; 9] = [
-    "CP",
-    "DP",
-    "DRAFT_LEN",
-    "LAUNCH_SCRIPT",
-    "MLM_ENV_SETUP",
-    "MLM_SKIP_INSTALL",
-    "PROMPTS_PATH",
-    "QUANT_CFG",
-    "SANDBOX_ENV_SETUP",
-];
+pub(crate) const IGNORED_VARIABLES: [&str; 8] =
+    ["CP", "DP", "HF_TOKEN", "LAUNCH_SCRIPT", "MLM_ENV_SETUP", "MLM_SKIP_INSTALL", "SANDBOX_ENV_SETUP", "SANDBOX_ROOT"];
 
 /// The environment. An empty variable counts as unset.
 #[derive(Debug, Default)]
@@ -44,6 +35,10 @@ impl Env {
     #[cfg(test)]
     pub(crate) fn of(pairs: &[(&str, &str)]) -> Self {
         Self(pairs.iter().filter(|p| !p.1.is_empty()).map(|p| (p.0.into(), p.1.into())).collect())
+    }
+
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.0.insert(name.into(), value.into());
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -127,6 +122,21 @@ pub(crate) enum Direction {
     Export(ExportOptions),
 }
 
+/// How a torch_dist source names its tensors, which what is made of it keeps where nobody says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StoredKeys {
+    pub(crate) spec: SpecName,
+    pub(crate) norms: NormKeys,
+}
+
+impl StoredKeys {
+    /// Those of `catalog`, if it is torch_dist.
+    pub(crate) fn of(catalog: &Catalog) -> Option<Self> {
+        let keys = || Self { spec: model::spec(catalog), norms: model::spec_keys(catalog).norms };
+        (catalog.format == Format::TorchDist).then(keys)
+    }
+}
+
 /// A writing command, resolved.
 #[derive(Debug)]
 pub(crate) struct WriteOptions {
@@ -136,8 +146,8 @@ pub(crate) struct WriteOptions {
     pub(crate) dry_run: bool,
     /// Every option with its origin, in the order of the help.
     pub(crate) choices: Vec<Choice>,
-    /// Model arguments of `MLM_EXTRA_ARGS`, to compare with the model: name without dashes, value.
-    pub(crate) expected: Vec<(String, String)>,
+    /// Model arguments of `MLM_EXTRA_ARGS`, to compare with the model.
+    pub(crate) expected: Vec<Expected>,
     /// Settings that were found and change nothing here, named under `-v`.
     pub(crate) unused: Vec<String>,
 }
@@ -199,12 +209,12 @@ pub(crate) fn quantize_paths(args: &QuantizeArgs, env: &Env) -> Result<[Given<Pa
     ])
 }
 
-/// One output of `quantize`; `stored` is the spec of a torch_dist source.
+/// One output of `quantize`; `stored` are the keys of a torch_dist source.
 pub(crate) fn quantize(
     args: &QuantizeArgs,
     env: &Env,
     target: Target,
-    stored: Option<SpecName>,
+    stored: Option<StoredKeys>,
 ) -> Result<WriteOptions, UsageError> {
     let write = WriteArgs {
         base: args.engine.base.clone(),
@@ -216,13 +226,13 @@ pub(crate) fn quantize(
         ..WriteArgs::default()
     };
     match target {
-        Target::TorchDist => import_options(&args.megatron, &write, env, stored, false),
+        Target::TorchDist => import_options(&args.megatron, &write, (env, Job::Quantize), stored, false),
         Target::Hf => {
             if args.output.to == Some(Target::Hf) {
                 refuse(&megatron_flags(&args.megatron), "a Hugging Face")?;
             }
             let base = write.base.clone().map(|value| Given { value, origin: Origin::Flag });
-            export_options(&write, base, args.what.compat, env)
+            export_options(&write, base, args.what.compat, (env, Job::Quantize))
         }
     }
 }
@@ -236,25 +246,32 @@ pub(crate) fn target_format(args: &ConvertArgs, source: Format, destination: &Gi
     }
 }
 
-/// `convert` of a `source` of that format into `target`.
+/// `convert` of a `source` of that format into `target`; `stored` are the keys of a torch_dist source.
 pub(crate) fn convert(
     args: &ConvertArgs,
     env: &Env,
     source: (&Path, Format),
     target: Format,
+    stored: Option<StoredKeys>,
 ) -> Result<WriteOptions, UsageError> {
     match (source.1, target) {
-        (Format::Safetensors, Format::TorchDist) => {
-            import_options(&args.megatron, &args.write, env, None, args.dequantize)
+        (_, Format::TorchDist) => {
+            let dequantize = args.dequantize;
+            if source.1 == Format::TorchDist {
+                refuse(&dequantize.then_some("--dequantize").into_iter().collect::<Vec<_>>(), "a re-cut torch_dist")?;
+            }
+            import_options(&args.megatron, &args.write, (env, Job::Convert), stored, dequantize)
         }
         (Format::TorchDist, Format::Safetensors) => {
             let mut flags = megatron_flags(&args.megatron);
             flags.extend(args.dequantize.then_some("--dequantize"));
             refuse(&flags, "a Hugging Face")?;
             let base = args.write.base.clone().map(|value| Given { value, origin: Origin::Flag });
-            export_options(&args.write, base, None, env)
+            export_options(&args.write, base, None, (env, Job::Convert))
         }
-        _ => Err(UsageError::SameFormat { path: source.0.to_owned(), format: format_name(target) }),
+        (Format::Safetensors, Format::Safetensors) => {
+            Err(UsageError::SameFormat { path: source.0.to_owned(), format: format_name(target) })
+        }
     }
 }
 
@@ -264,7 +281,7 @@ pub(crate) fn export(args: &ExportArgs, env: &Env, source: (&Path, Format)) -> R
         return Err(UsageError::SameFormat { path: source.0.to_owned(), format: format_name(source.1) });
     }
     let base = path(args.write.base.as_ref(), env, &["HF_MODEL_CKPT"], "--base").ok();
-    export_options(&args.write, base, args.compat, env)
+    export_options(&args.write, base, args.compat, (env, Job::Export))
 }
 
 /// The name of a format in options, reports and JSON.
@@ -283,16 +300,20 @@ pub(crate) fn threads(flag: Option<u16>) -> usize {
 fn import_options(
     m: &MegatronArgs,
     w: &WriteArgs,
-    env: &Env,
-    stored: Option<SpecName>,
+    (env, job): (&Env, Job),
+    stored: Option<StoredKeys>,
     dequantize: bool,
 ) -> Result<WriteOptions, UsageError> {
     refuse(&w.vocab_size.map(|_| "--vocab-size").into_iter().collect::<Vec<_>>(), "a torch_dist")?;
-    let mut extra = Extra::parse(env.text("MLM_EXTRA_ARGS")?.unwrap_or_default())?;
+    let mut extra = Extra::of(env, job)?;
     let mut c = Choices { env, list: Vec::new() };
     let spec_flag = if m.full_te_spec { Some(Spec::Te) } else { m.spec };
-    let spec = c.pick("spec", spec_flag.map(spec_name), extra.spec, stored.unwrap_or(SpecName::Te));
-    let own_norms = if spec == SpecName::Te { NormKeys::Fused } else { NormKeys::Separate };
+    let spec = c.pick("spec", spec_flag.map(spec_name), extra.spec, stored.map_or(SpecName::Te, |keys| keys.spec));
+    let own_norms = match stored {
+        Some(keys) if keys.spec == spec => keys.norms,
+        _ if spec == SpecName::Te => NormKeys::Fused,
+        _ => NormKeys::Separate,
+    };
     let norms_flag = if m.export_te_mcore_model { Some(Norms::Fused) } else { m.norms };
     let norms = c.pick("norms", norms_flag.map(norm_keys), extra.norms, own_norms);
     let tp = c.size("tp", m.tp, extra.tp, "TP", 1)?;
@@ -309,6 +330,7 @@ fn import_options(
         spec,
         norms,
         layout,
+        lower_layout: c.pick("lower-layout", m.lower_layout.then_some(true), None, false),
         dtype,
         make_vocab_size_divisible_by,
         iteration: c.pick("iteration", m.iteration.map(Some), None, None),
@@ -326,9 +348,9 @@ fn export_options(
     w: &WriteArgs,
     base: Option<Given<PathBuf>>,
     compat: Option<Compat>,
-    env: &Env,
+    (env, job): (&Env, Job),
 ) -> Result<WriteOptions, UsageError> {
-    let mut extra = Extra::parse(env.text("MLM_EXTRA_ARGS")?.unwrap_or_default())?;
+    let mut extra = Extra::of(env, job)?;
     extra.unused.append(&mut extra.import_only);
     let mut c = Choices { env, list: Vec::new() };
     let base_origin = base.as_ref().map_or(Origin::Default, |given| given.origin);
@@ -461,7 +483,7 @@ mod tests {
 
     fn convert_with(args: &ConvertArgs, env: &[(&str, &str)]) -> Result<WriteOptions, UsageError> {
         let (source, env) = ((Path::new("/hf"), Format::Safetensors), Env::of(env));
-        convert(args, &env, source, Format::TorchDist)
+        convert(args, &env, source, Format::TorchDist, None)
     }
 
     fn import_with(args: &ConvertArgs, env: &[(&str, &str)]) -> ImportOptions {
@@ -573,7 +595,7 @@ mod tests {
     #[test]
     fn flags_without_effect_on_the_output_are_refused() {
         let source = (Path::new("/mc"), Format::TorchDist);
-        let error = convert(&tp(2), &Env::default(), source, Format::Safetensors).expect_err("no effect");
+        let error = convert(&tp(2), &Env::default(), source, Format::Safetensors, None).expect_err("no effect");
         assert_eq!(error.to_string(), "`--tp` has no effect on a Hugging Face output");
         let args =
             ConvertArgs { write: WriteArgs { vocab_size: Some(1), ..WriteArgs::default() }, ..ConvertArgs::default() };
@@ -594,16 +616,30 @@ mod tests {
         assert_eq!(options.base, Some(PathBuf::from("/hf")));
         assert_eq!(options.dtype, DtypeChoice::Cast(Dtype::Bfloat16));
         assert_eq!(options.max_file_size, HF_FILE_SIZE);
-        assert_eq!(o.unused, ["--finetune", "--export-te-mcore-model", "$CP", "$TP"]);
+        assert_eq!(o.unused, ["--export-te-mcore-model", "--finetune", "$CP", "$TP"]);
     }
 
     #[test]
-    fn a_format_is_not_rewritten_as_itself() {
+    fn a_megatron_checkpoint_is_cut_anew_in_the_spec_that_it_has_and_a_folder_is_not_rewritten() {
+        let (args, env) = (tp(4), Env::default());
         let source = (Path::new("/mc"), Format::TorchDist);
-        let error = convert(&ConvertArgs::default(), &Env::default(), source, Format::TorchDist).expect_err("same");
+        let o = convert(
+            &args,
+            &env,
+            source,
+            Format::TorchDist,
+            Some(StoredKeys { spec: SpecName::Local, norms: NormKeys::Fused }),
+        )
+        .expect("right");
+        let Direction::Import(options) = o.direction else { panic!("torch_dist was asked for") };
+        assert_eq!((options.spec, options.norms, options.layout.tp), (SpecName::Local, NormKeys::Fused, 4));
+        let args = ConvertArgs { dequantize: true, ..ConvertArgs::default() };
+        assert!(convert(&args, &env, source, Format::TorchDist, None).is_err());
+        let source = (Path::new("/hf"), Format::Safetensors);
+        let error = convert(&ConvertArgs::default(), &env, source, Format::Safetensors, None).expect_err("same");
         assert_eq!(
             error.to_string(),
-            "`/mc` is torch_dist already; rewriting torch_dist as torch_dist is not supported"
+            "`/hf` is safetensors already; rewriting safetensors as safetensors is not supported"
         );
     }
 }

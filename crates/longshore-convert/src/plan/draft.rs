@@ -97,6 +97,7 @@ impl Draft<'_> {
             small,
             origin,
             fingerprint,
+            inputs: None,
             staging_id,
             rules,
             summary,

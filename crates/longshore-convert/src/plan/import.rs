@@ -6,11 +6,11 @@ use super::layout::torch_dist_files;
 use super::recut::recut;
 use super::{Content, Note, NoteKind, Plan, Quantized, SmallFile, already_quantized, companions};
 use crate::arch::SpecKeys;
-use crate::config::megatron;
+use crate::config::{ModelConfig, megatron};
 use crate::error::Problem;
 use crate::mapping::{Mapping, Place};
 use crate::model::{Model, TRAVELLING, spec_keys};
-use crate::options::{DtypeChoice, ImportOptions};
+use crate::options::{DtypeChoice, ImportOptions, Layout};
 use crate::quantized::packed::PackedFolder;
 use crate::quantized::{objects, overlay};
 use crate::resolve::{Direction, Recipe, import_dtype, resolve};
@@ -42,10 +42,17 @@ fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: O
     let mut catalog = Catalog::open(source)?;
     let mut opened = open(&mut catalog, options)?;
     let (config, architecture) = (&opened.model.config, opened.model.architecture);
+    let mut options = options.clone();
+    let mut lowered = Vec::new();
+    if let (true, Some(check)) = (options.lower_layout, architecture.check_layout) {
+        (options.layout, lowered) = lower(config, options.layout, check);
+    }
+    let options = &options;
 
     let vocab = config.vocab_size;
     let padded = padded_vocab(vocab, config.hidden_size, options)?;
     let mut notes = std::mem::take(&mut opened.model.notes);
+    notes.append(&mut lowered);
     if padded > vocab {
         let text = format!("vocabulary from {vocab} to {padded} rows, with zeros (--make-vocab-size-divisible-by)");
         notes.push(Note::new(NoteKind::Padded, text));
@@ -163,6 +170,37 @@ fn open(catalog: &mut Catalog, options: &ImportOptions) -> Result<Opened> {
 fn with_empty_states(objects: &BTreeMap<String, Place>) -> BTreeMap<String, (Place, Arc<[u8]>)> {
     let empty: Arc<[u8]> = item::empty_extra_state().into();
     objects.iter().map(|(name, place)| (name.clone(), (*place, Arc::clone(&empty)))).collect()
+}
+
+/// The largest sizes up to those of `layout` that the model can have, and a note for each that is smaller.
+fn lower(
+    config: &ModelConfig,
+    mut layout: Layout,
+    check: fn(&ModelConfig, Layout) -> Vec<Problem>,
+) -> (Layout, Vec<Note>) {
+    /// No model has more of anything that is divided.
+    const MOST: u64 = 1 << 12;
+    let mut notes = Vec::new();
+    let sizes: [(&str, fn(&mut Layout) -> &mut u64); 4] =
+        [("--tp", |l| &mut l.tp), ("--pp", |l| &mut l.pp), ("--ep", |l| &mut l.ep), ("--etp", |l| &mut l.etp)];
+    for (option, size) in sizes {
+        let asked = *size(&mut layout);
+        let refused = |layout| {
+            check(config, layout).into_iter().find(|p| matches!(p, Problem::Option { option: o, .. } if o == option))
+        };
+        let Some(problem) = refused(layout) else { continue };
+        let fits = |n: &u64| {
+            let mut smaller = layout;
+            *size(&mut smaller) = *n;
+            refused(smaller).is_none()
+        };
+        let n = (1..asked.min(MOST)).rev().find(fits).unwrap_or(1);
+        *size(&mut layout) = n;
+        if let Problem::Option { what, .. } = problem {
+            notes.push(Note::new(NoteKind::Warning, format!("{option} {asked} becomes {n}: {what} (--lower-layout)")));
+        }
+    }
+    (layout, notes)
 }
 
 /// Rows of the vocabulary on the Megatron side.

@@ -19,3 +19,19 @@ pub(crate) use read::stored_values;
 pub use read::{QuantizerStates, Stage, StoredTensor};
 pub use record::Record;
 pub use write::{StageState, extra_state};
+
+use crate::resolve::{OpenFiles, locate};
+use crate::{Error, Result};
+use longshore_ckpt::Catalog;
+use longshore_ckpt::fs::ReadFile;
+
+/// The values of a quantizer's tensor, widened: they are few.
+pub fn values(catalog: &Catalog, name: &str) -> Result<Vec<f32>> {
+    let tensor = match locate(catalog, &mut OpenFiles::new(catalog), name)? {
+        Ok(tensor) => tensor,
+        Err(problem) => return Err(Error::Refused(vec![problem])),
+    };
+    let read =
+        |file: u32, offset: u64, bytes: &mut [u8]| ReadFile::open(&catalog.path(file))?.read_exact_at(offset, bytes);
+    Ok(stored_values(&tensor, read)?)
+}

@@ -91,6 +91,7 @@ fn import_options() -> impl Strategy<Value = ImportOptions> {
             spec,
             norms,
             layout: Layout { etp: 1, ..layout },
+            lower_layout: false,
             dtype: DtypeChoice::Keep,
             make_vocab_size_divisible_by: multiple,
             iteration,

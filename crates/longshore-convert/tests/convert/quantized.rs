@@ -40,6 +40,7 @@ fn import_options(spec: SpecName) -> ImportOptions {
         spec,
         norms,
         layout: Layout { tp: 1, pp: 1, ep: 1, etp: 1 },
+        lower_layout: false,
         dtype: DtypeChoice::Keep,
         make_vocab_size_divisible_by: None,
         iteration: None,

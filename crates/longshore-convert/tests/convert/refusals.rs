@@ -25,6 +25,7 @@ pub(crate) fn import_options() -> ImportOptions {
         spec: SpecName::Te,
         norms: NormKeys::Fused,
         layout: Layout { tp: 1, pp: 1, ep: 1, etp: 1 },
+        lower_layout: false,
         dtype: DtypeChoice::Keep,
         make_vocab_size_divisible_by: None,
         iteration: None,

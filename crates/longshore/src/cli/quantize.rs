@@ -23,11 +23,20 @@ pub(crate) struct QuantizeArgs {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]
+    pub(crate) smoke: SmokeArgs,
+    #[command(flatten)]
     pub(crate) megatron: MegatronArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
     #[command(flatten)]
     pub(crate) save: SaveArgs,
+}
+
+impl QuantizeArgs {
+    /// Whether a routed expert's second input counts times the router's weight.
+    pub(crate) fn is_weighted(&self) -> bool {
+        self.what.fc2_amax == Fc2Amax::Megatron
+    }
 }
 
 /// What is quantized how.
@@ -104,10 +113,29 @@ pub(crate) struct OutputArgs {
     /// Do not generate from source and result afterwards
     #[arg(long)]
     pub(crate) skip_generate: bool,
+    /// Print what ModelOpt's quantize.py prints: every quantizer, their number, the generated texts; and how long calibration
+    /// will take, before it
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) reference_output: bool,
     /// Do not compare result and source
     #[arg(long, conflicts_with = "report")]
     pub(crate) skip_report: bool,
     /// Write the report as a page that any browser opens
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+}
+
+/// What is generated from the result once it is written.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Writing")]
+pub(crate) struct SmokeArgs {
+    /// Prompts to complete afterwards, with `|` between them [default: Hello!|Born in California, Soyer trained as a]
+    #[arg(long, value_name = "TEXTS", conflicts_with = "skip_generate")]
+    pub(crate) prompts: Option<String>,
+    /// What the result must complete them to, with `|` between them: else the exit status is 1
+    #[arg(long, value_name = "TEXTS", conflicts_with = "skip_generate")]
+    pub(crate) references: Option<String>,
+    /// New tokens of each
+    #[arg(long, value_name = "N", default_value = "32")]
+    pub(crate) generate_len: u32,
 }

@@ -133,6 +133,9 @@ pub(crate) struct GenerateArgs {
     pub(crate) checkpoint: Option<PathBuf>,
     /// The prompt [default: standard input]
     pub(crate) prompt: Option<String>,
+    /// The prompt, where a variable names the checkpoint
+    #[arg(long, value_name = "TEXT", help_heading = "Prompt", conflicts_with_all = ["prompt", "prompt_file", "prompt_ids"])]
+    pub(crate) text: Option<String>,
     #[command(flatten)]
     pub(crate) prompts: PromptArgs,
     /// New tokens at most
@@ -174,6 +177,9 @@ pub(crate) struct GenerateArgs {
     /// Show special tokens in the text
     #[arg(long, help_heading = "Generation")]
     pub(crate) show_special: bool,
+    /// Print prompts too, as the model reads them, each before what it is completed to: the output of ModelOpt's generate.py
+    #[arg(long, help_heading = "Generation", conflicts_with = "json")]
+    pub(crate) reference_output: bool,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
 }

@@ -223,6 +223,7 @@ fn import_options(spec: SpecName, norms: NormKeys) -> ImportOptions {
         spec,
         norms,
         layout: Layout { tp: 1, pp: 1, ep: 1, etp: 1 },
+        lower_layout: false,
         dtype: DtypeChoice::Keep,
         make_vocab_size_divisible_by: None,
         iteration: None,

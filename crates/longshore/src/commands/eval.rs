@@ -11,7 +11,7 @@ mod questions;
 use super::Answer;
 use crate::cli::eval::{EvalArgs, EvalTask};
 use crate::error::UsageError;
-use crate::options::{self, Env};
+use crate::options::{self, Env, Given};
 use crate::report::Report;
 use anyhow::Result;
 use longshore_ckpt::fs;
@@ -28,8 +28,8 @@ pub(super) fn run(args: &EvalArgs, env: &Env, report: &Report) -> Result<Answer>
 }
 
 /// The checkpoint that is named, by the argument or the environment.
-fn checkpoint(given: Option<&PathBuf>, env: &Env) -> Result<PathBuf> {
-    Ok(options::path(given, env, &["MLM_MODEL_CKPT", "HF_MODEL_CKPT"], "CKPT")?.value)
+fn checkpoint(given: Option<&PathBuf>, env: &Env) -> Result<Given<PathBuf>> {
+    Ok(options::path(given, env, &["MLM_MODEL_CKPT", "HF_MODEL_CKPT"], "CKPT")?)
 }
 
 /// Checks that there are folders for what will be written: a pass may take hours.

@@ -2,8 +2,9 @@
 
 use super::Answer;
 use crate::cli::run::GenerateArgs;
-use crate::engine::{Loaded, Opened, scratch};
+use crate::engine::{Loaded, Opened, scratch, with_tokenizer};
 use crate::error::UsageError;
+use crate::extra_args::Job;
 use crate::options::{Env, path};
 use crate::prompts::Prompt;
 use crate::report::{Report, peak_memory};
@@ -20,8 +21,10 @@ use serde_json::{Map, Value, json};
 pub(super) fn run(args: &GenerateArgs, env: &Env, report: &Report) -> Result<Answer> {
     let checkpoint = path(args.checkpoint.as_ref(), env, &["MLM_MODEL_CKPT", "HF_MODEL_CKPT"], "CKPT")?;
     Sampler::new(sampling(args, 0))?;
-    let prompts = args.prompts.read(args.prompt.as_ref())?.ok_or(UsageError::NoPrompt)?;
-    let opened = Opened::new(&checkpoint.value, &args.engine, env, report)?;
+    let prompts = args.prompts.read(args.prompt.as_ref().or(args.text.as_ref()))?.ok_or(UsageError::NoPrompt)?;
+    let engine = with_tokenizer(&args.engine, &checkpoint, env, report)?;
+    let opened = Opened::new(&checkpoint.value, &engine, env, report)?;
+    opened.check_arguments(env, Job::Generate, report)?;
     let template = prompts.iter().any(|p| matches!(p, Prompt::Chat(_))).then(|| opened.template()).transpose()?;
     // A prompt's random numbers are its own: they do not depend on the prompts before it, or on the batch.
     let text = |(i, prompt)| Ok(Text::new(prompt, Sampler::new(sampling(args, i))?));
@@ -52,6 +55,11 @@ pub(super) fn run(args: &GenerateArgs, env: &Env, report: &Report) -> Result<Ans
         while group.iter().any(|text| text.ids.is_some()) {
             let asked: Vec<usize> = (0..group.len()).filter(|&i| group[i].ids.is_some()).collect();
             let ids: Vec<Vec<u32>> = asked.iter().filter_map(|&i| group[i].ids.take()).collect();
+            if args.reference_output {
+                for &i in &asked {
+                    report.text(&format!("{}\n", group[i].read_as))?;
+                }
+            }
             let mut printer = Printer::new(report, &loaded, args, ids.len() == 1);
             let mut on_token = |prompt: usize, token: &Token| printer.token(prompt, token);
             let generated = match &mtp {
@@ -72,7 +80,7 @@ pub(super) fn run(args: &GenerateArgs, env: &Env, report: &Report) -> Result<Ans
                 if asked.len() > 1 && !report.is_json() {
                     report.text(&reply)?;
                 }
-                if several && !report.is_json() {
+                if (several || args.reference_output) && !report.is_json() {
                     report.text("\n")?;
                 }
             }
@@ -122,13 +130,15 @@ struct Text {
     prompt: Prompt,
     /// What to read next, if anything.
     ids: Option<Vec<u32>>,
+    /// The same as text.
+    read_as: String,
     turns: Vec<Value>,
     sampler: Option<Sampler>,
 }
 
 impl Text {
     fn new(prompt: Prompt, sampler: Sampler) -> Self {
-        Self { prompt, ids: None, turns: Vec::new(), sampler: Some(sampler) }
+        Self { prompt, ids: None, read_as: String::new(), turns: Vec::new(), sampler: Some(sampler) }
     }
 
     /// Messages that come after this turn.
@@ -163,13 +173,21 @@ impl Text {
     ) -> Result<()> {
         let first = self.turns.is_empty();
         self.ids = match (&mut self.prompt, tokenizer, template) {
-            (Prompt::Ids(ids), ..) => first.then(|| ids.clone()),
-            (Prompt::Text(text), Some(tokenizer), _) if first => Some(args.prompts.encode(tokenizer, text)?),
+            (Prompt::Ids(ids), ..) => {
+                self.read_as = ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+                first.then(|| ids.clone())
+            }
+            (Prompt::Text(text), Some(tokenizer), _) if first => {
+                self.read_as.clone_from(text);
+                Some(args.prompts.encode(tokenizer, text)?)
+            }
             (Prompt::Chat(conversation), Some(tokenizer), Some(template)) => {
                 if conversation.next_turn() {
                     let text = conversation.render(template, &args.prompts.variables())?;
                     // The template writes the special tokens itself.
-                    Some(tokenizer.encode(&text, false)?)
+                    let ids = tokenizer.encode(&text, false)?;
+                    self.read_as = text;
+                    Some(ids)
                 } else {
                     None
                 }

@@ -54,6 +54,8 @@ pub(crate) fn run(command: &Command, env: &Env, report: &Report) -> Result<Answe
         Command::Diff(args) => diff::run(args, env, report),
         Command::Arch(args) => arch::run(&args.what, report),
         Command::Demo(args) => demo::run(args, report),
+        // `main` has run it.
+        Command::Script(_) => Ok(Answer::Yes),
         Command::Env => {
             report.data(&(extra_args::help() + "\n"))?;
             Ok(Answer::Yes)

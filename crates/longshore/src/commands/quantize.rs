@@ -2,6 +2,7 @@
 
 mod calibrate;
 mod config;
+mod listed;
 mod report;
 mod samples;
 mod shown;
@@ -9,15 +10,15 @@ mod shown;
 use super::{Answer, lint, write};
 use crate::calibration::{self, Pieces};
 use crate::cli::Target;
-use crate::cli::quantize::{Fc2Amax, QuantizeArgs};
-use crate::engine::Opened;
+use crate::cli::quantize::QuantizeArgs;
+use crate::engine::{Opened, with_tokenizer};
 use crate::error::UsageError;
+use crate::extra_args::Job;
 use crate::locate;
-use crate::options::{self, Direction, Env, Given, Origin, WriteOptions};
+use crate::options::{self, Direction, Env, Given, Origin, StoredKeys, WriteOptions};
 use crate::report::{Report, peak_memory};
 use crate::saving;
 use anyhow::Result;
-use longshore_ckpt::Format;
 use longshore_convert::plan::Quantized;
 use longshore_convert::quantized::linear::Naming;
 use longshore_convert::quantized::{Calibrated, Quantization};
@@ -29,12 +30,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 /// An output: where, and with which options.
-struct Job {
+struct Output {
     paths: write::Paths,
     options: WriteOptions,
 }
 
-impl Job {
+impl Output {
     fn plan(&self, quantized: &Quantized<'_>) -> longshore_convert::Result<Plan> {
         let (source, destination) = (&self.paths.folder, &self.paths.destination.value);
         match &self.options.direction {
@@ -51,7 +52,9 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
     let started = Instant::now();
     let config = config::read(&args.what, env)?;
     let [source, destination] = options::quantize_paths(args, env)?;
-    let opened = Opened::new(&source.value, &args.engine, env, report)?;
+    let engine = with_tokenizer(&args.engine, &source, env, report)?;
+    let opened = Opened::new(&source.value, &engine, env, report)?;
+    opened.check_arguments(env, Job::Quantize, report)?;
     opened.source.model.check_converted(&opened.source.catalog.folder)?;
     let jobs = jobs(args, env, &opened, &source, destination)?;
     let naming = naming(&jobs, &opened);
@@ -73,16 +76,24 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
     if args.output.dry_run {
         return shown::dry_run(&quantization, fields, report);
     }
+    let needed = quantization.needs_activations() || !is_plain(&config);
+    let set = needed.then(|| calibration::load(&args.calib, &Pieces::of(&opened)?)).transpose()?;
+    let key = match &set {
+        Some(set) => calibrate::key(&opened, args, set, &quantization, &config)?,
+        None => String::new(),
+    };
+    let inputs: Vec<String> = plans.iter().map(|plan| format!("{}-{key}", plan.summary().fingerprint)).collect();
+    if let Some(results) = already_made(&plans, &inputs) {
+        fields["results"] = json!(results);
+        return finished_before(fields, &results, report);
+    }
     for (plan, job) in plans.iter().zip(&jobs) {
         run::check_destination(plan, job.options.force)?;
     }
-    let needed = quantization.needs_activations() || !is_plain(&config);
     let destination = &jobs[0].paths.destination.value;
-    let (calibrated, observed, savers) = if needed {
-        let set = calibration::load(&args.calib, &Pieces::of(&opened)?)?;
+    let (calibrated, observed, savers) = if let Some(set) = set {
         fields["calibration"] = json!(set.report);
-        let fc2 = args.what.fc2_amax == Fc2Amax::Megatron;
-        let observed = calibrate::run(opened, args, &set, &quantization, &config, fc2, destination, report)?;
+        let observed = calibrate::run(opened, args, &set, &quantization, &config, &key, destination, report)?;
         fields["calibration"]["resumed_layers"] = json!(observed.resumed_layers);
         fields["calibration"]["tokens_per_second"] = json!(observed.tokens_per_second);
         (observed.calibrated, Some(observed.calibration), observed.savers)
@@ -94,8 +105,8 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
         (Calibrated { weight_search: Search::of(&config.algorithm), ..Calibrated::default() }, None, Vec::new())
     };
     let mut results = Vec::new();
-    for job in &jobs {
-        let plan = job.plan(&quantized(&calibrated))?;
+    for (job, inputs) in jobs.iter().zip(inputs) {
+        let plan = job.plan(&quantized(&calibrated))?.with_inputs(inputs);
         results.push(write::execute_plan(&plan, &job.options, started, report)?);
     }
     for saver in savers {
@@ -109,7 +120,7 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
             result: &jobs[0].paths.destination.value,
             bytes,
             config: &config.name,
-            engine: &args.engine,
+            engine: &engine,
             quantization: &quantization,
             calibrated: &calibrated,
             observed: observed.as_ref(),
@@ -123,12 +134,33 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
         findings.push(lint::written(&job.paths.destination.value, report)?);
     }
     fields["lint"] = json!(findings);
+    if args.output.reference_output {
+        report.data(&listed::summary(&quantization, &jobs[0].paths.destination.value)?)?;
+    }
+    let mut answer = Answer::Yes;
     if !args.output.skip_generate {
         let (source, result) = (&jobs[0].paths.folder, &jobs[0].paths.destination.value);
-        fields["samples"] = json!(samples::run(source, result, &args.engine, env, report)?);
+        let samples = samples::run(source, result, (&engine, args), env, report)?;
+        answer = samples::check(samples.as_deref(), args, report)?;
+        fields["samples"] = json!(samples);
     }
     if report.is_json() {
         fields["peak_memory"] = json!(peak_memory());
+        report.json("quantize", &fields)?;
+    }
+    Ok(answer)
+}
+
+/// What earlier runs made of the same inputs, where that is all there is to make.
+fn already_made(plans: &[Plan], inputs: &[String]) -> Option<Vec<run::Report>> {
+    plans.iter().zip(inputs).map(|(plan, inputs)| run::already_made(plan, inputs)).collect()
+}
+
+fn finished_before(fields: serde_json::Value, results: &[run::Report], report: &Report) -> Result<Answer> {
+    for result in results {
+        report.status("Complete", &format!("{}  by an earlier run", result.folder.display()));
+    }
+    if report.is_json() {
         report.json("quantize", &fields)?;
     }
     Ok(Answer::Yes)
@@ -141,14 +173,14 @@ fn jobs(
     opened: &Opened,
     source: &Given<PathBuf>,
     destination: Given<PathBuf>,
-) -> Result<Vec<Job>> {
+) -> Result<Vec<Output>> {
     let folder = opened.source.catalog.folder.clone();
-    let job = |target: Target, destination: Given<PathBuf>| -> Result<Job> {
-        let stored = stored_spec(opened);
+    let job = |target: Target, destination: Given<PathBuf>| -> Result<Output> {
+        let stored = StoredKeys::of(&opened.source.catalog);
         let mut options = options::quantize(args, env, target, stored)?;
         locate::base(&mut options, env)?;
         let paths = write::Paths { source: source.clone(), folder: folder.clone(), destination };
-        Ok(Job { paths, options })
+        Ok(Output { paths, options })
     };
     let target = args.output.to.unwrap_or(Target::TorchDist);
     let mut jobs = vec![job(target, destination)?];
@@ -162,17 +194,11 @@ fn jobs(
     Ok(jobs)
 }
 
-/// The spec of a torch_dist source, which its quantized form keeps.
-fn stored_spec(opened: &Opened) -> Option<SpecName> {
-    let catalog = &opened.source.catalog;
-    (catalog.format == Format::TorchDist).then(|| longshore_convert::model::spec(catalog))
-}
-
 /// Names are those of the side where ModelOpt would have quantized: Megatron's as soon as it is involved.
-fn naming(jobs: &[Job], opened: &Opened) -> Naming {
+fn naming(jobs: &[Output], opened: &Opened) -> Naming {
     let spec = match &jobs[0].options.direction {
         Direction::Import(options) => Some(options.spec),
-        Direction::Export(_) => stored_spec(opened),
+        Direction::Export(_) => StoredKeys::of(&opened.source.catalog).map(|keys| keys.spec),
     };
     match spec {
         Some(SpecName::Te) => Naming::MegatronTe,

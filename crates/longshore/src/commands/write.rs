@@ -27,7 +27,7 @@ pub(super) struct Paths {
 /// Plans, prints the plan, and unless it is a dry run writes.
 pub(super) fn run(command: &str, paths: &Paths, options: &WriteOptions, report: &Report) -> Result<Answer> {
     let started = Instant::now();
-    let plan = plan(paths, options)?;
+    let plan = plan(paths, options, report)?;
     let plan_seconds = started.elapsed().as_secs_f64();
     let unused = [options.unused.clone(), model_args::unchecked(&options.expected, plan.config())].concat();
     say_plan(&plan, paths, options, &unused, report);
@@ -73,13 +73,19 @@ pub(super) fn execute_plan(
 }
 
 /// The plan, once the model arguments of `MLM_EXTRA_ARGS` agree with the model.
-fn plan(paths: &Paths, options: &WriteOptions) -> Result<Plan> {
+fn plan(paths: &Paths, options: &WriteOptions, report: &Report) -> Result<Plan> {
     let plan = match &options.direction {
         Direction::Import(import) => plan_import(&paths.folder, &paths.destination.value, import)?,
         Direction::Export(export) => plan_export(&paths.folder, &paths.destination.value, export)?,
     };
     let problems = model_args::contradictions(&options.expected, plan.config());
-    if problems.is_empty() { Ok(plan) } else { Err(Error::Refused(problems).into()) }
+    if !problems.is_empty() {
+        return Err(Error::Refused(problems).into());
+    }
+    for line in model_args::without_effect(&options.expected, plan.config()) {
+        report.note("Warning", &line);
+    }
+    Ok(plan)
 }
 
 fn say_plan(plan: &Plan, paths: &Paths, options: &WriteOptions, unused: &[String], report: &Report) {

@@ -4,7 +4,7 @@ use super::provenance::{self, last_component};
 use super::{LOGITS, endpoint, with_error};
 use crate::cli::eval::{PplArgs, WindowArgs};
 use crate::commands::Answer;
-use crate::engine::{Loaded, Opened, precision_name, scratch};
+use crate::engine::{Loaded, Opened, precision_name, scratch, with_tokenizer};
 use crate::error::UsageError;
 use crate::locate;
 use crate::options::Env;
@@ -140,14 +140,15 @@ pub(super) fn perplexity(args: &PplArgs, env: &Env, report: &Report) -> Result<A
         return perplexity_at(url, args, env, report);
     }
     let checkpoint = super::checkpoint(args.checkpoint.as_ref(), env)?;
-    let opened = Opened::new(&checkpoint, &args.pass.engine, env, report)?;
+    let engine = with_tokenizer(&args.pass.engine, &checkpoint, env, report)?;
+    let opened = Opened::new(&checkpoint.value, &engine, env, report)?;
     let cut = Cut::of(&args.windows, &opened)?;
     cut.say(report);
     let key = opened.pass_key(&args.pass.engine, &cut.prompts, &"ppl")?;
     let precision = precision_name(opened.precision);
     let mut provenance = None;
     if !args.windows.dry_run {
-        let known = provenance::of(&[(&checkpoint, &opened)], &args.pass.engine, &args.pass.keep, report)?;
+        let known = provenance::of(&[(&checkpoint.value, &opened)], &args.pass.engine, &args.pass.keep, report)?;
         provenance = known.map(|p| Provenance { text: Some(cut.scored(&args.windows)), ..p });
     }
     let schedule = Schedule::whole(&cut.prompts, args.pass.engine.batch_tokens as usize);

@@ -4,7 +4,8 @@ use super::questions::{self, Chosen};
 use super::{LOGITS, endpoint, provenance, with_error};
 use crate::cli::eval::MmluArgs;
 use crate::commands::Answer;
-use crate::engine::{Opened, precision_name, scratch};
+use crate::engine::{Opened, precision_name, scratch, with_tokenizer};
+use crate::extra_args::Job;
 use crate::options::Env;
 use crate::passes;
 use crate::report::{Report, peak_memory, table};
@@ -29,7 +30,9 @@ pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> R
         return run_at(url, args, &chosen, provenance.as_ref(), env, report);
     }
     let checkpoint = super::checkpoint(args.checkpoint.as_ref(), env)?;
-    let opened = Opened::new(&checkpoint, &args.pass.engine, env, report)?;
+    let engine = with_tokenizer(&args.pass.engine, &checkpoint, env, report)?;
+    let opened = Opened::new(&checkpoint.value, &engine, env, report)?;
+    opened.check_arguments(env, Job::Mmlu, report)?;
     let encoded = chosen.encode(opened.tokenizer()?)?;
     if let Some(path) = &args.save_prompts {
         encoded.save(path)?;
@@ -42,7 +45,7 @@ pub(in crate::commands) fn run(args: &MmluArgs, env: &Env, report: &Report) -> R
     let precision = precision_name(opened.precision);
     let mut provenance = None;
     if !args.dry_run {
-        let known = provenance::of(&[(&checkpoint, &opened)], &args.pass.engine, &args.pass.keep, report)?;
+        let known = provenance::of(&[(&checkpoint.value, &opened)], &args.pass.engine, &args.pass.keep, report)?;
         provenance = known.map(with_questions);
     }
     let loaded = opened.load(&args.pass.engine, schedule.demand(LOGITS), 1, report)?;

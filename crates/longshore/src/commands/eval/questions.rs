@@ -14,8 +14,10 @@ use std::path::{Path, PathBuf};
 
 /// The data set that is named, by a path, a repository or the environment, or the one that is bundled; and its path.
 pub(super) fn read(given: Option<&Path>, env: &Env) -> Result<(Mmlu, PathBuf)> {
-    if let Some(name) = given.filter(|&name| name == Path::new("bundled")) {
-        return Ok((mmlu::bundled()?, name.to_owned()));
+    const BUNDLED: &str = "bundled";
+    let named = given.map(Path::to_owned).or_else(|| env.path("MMLU_DATASET"));
+    if named.is_some_and(|name| name == Path::new(BUNDLED)) {
+        return Ok((mmlu::bundled()?, PathBuf::from(BUNDLED)));
     }
     let path = locate::mmlu(given, env)?;
     Ok((mmlu::read(&path)?, path))

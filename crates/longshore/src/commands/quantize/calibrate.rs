@@ -9,7 +9,7 @@ use self::scales::{Scaled, Scaling};
 use crate::calibration::CalibrationSet;
 use crate::cli::quantize::QuantizeArgs;
 use crate::engine::{Opened, scratch};
-use crate::passes::Progress;
+use crate::passes::{self, Progress};
 use crate::report::Report;
 use crate::saving::Saver;
 use anyhow::Result;
@@ -52,8 +52,20 @@ pub(super) struct Observed<'a> {
     pub(super) savers: Vec<Saver<'a>>,
 }
 
-/// The magnitudes for the checkpoint at `destination`. `fc2_weighted`: of routed experts' second inputs, those times the
-/// router's weight.
+/// Identifies what the magnitudes depend on.
+pub(super) fn key(
+    opened: &Opened,
+    args: &QuantizeArgs,
+    set: &CalibrationSet,
+    quantization: &Quantization,
+    config: &QuantConfig,
+) -> Result<String> {
+    let decided =
+        (args.what.all_experts, args.is_weighted(), args.calib.calib_batch, format!("{config:?} {quantization:?}"));
+    Ok(opened.pass_key(&args.engine, &set.samples, &decided)?)
+}
+
+/// The magnitudes for the checkpoint at `destination`; `key` is theirs.
 #[expect(clippy::too_many_arguments, reason = "each is a decision that the command has made")]
 pub(super) fn run<'a>(
     opened: Opened,
@@ -61,24 +73,27 @@ pub(super) fn run<'a>(
     set: &CalibrationSet,
     quantization: &Quantization,
     config: &QuantConfig,
-    fc2_weighted: bool,
+    key: &str,
     destination: &Path,
     report: &'a Report,
 ) -> Result<Observed<'a>> {
+    let fc2_weighted = args.is_weighted();
     report.status("Samples", &set.report.to_string());
     for warning in &set.report.warnings {
         report.note("Warning", warning);
     }
-    let decided = (args.what.all_experts, fc2_weighted, args.calib.calib_batch, format!("{config:?} {quantization:?}"));
-    let key = opened.pass_key(&args.engine, &set.samples, &decided)?;
     // Before weights are read: of two runs one is refused at once.
-    let mut saver = Saver::open(places(destination)[0], &key, &args.save, report)?;
+    let mut saver = Saver::open(places(destination)[0], key, &args.save, report)?;
     let tokens: usize = set.samples.iter().map(Vec::len).sum();
-    let demand = Schedule::whole(&set.samples, args.engine.batch_tokens as usize).demand(0);
+    let schedule = Schedule::whole(&set.samples, args.engine.batch_tokens as usize);
+    let demand = schedule.demand(0);
     let precision = opened.precision;
     let scaling = Scaling::of(config, precision, fc2_weighted, usize::from(args.calib.calib_batch));
     let beside = Beside::of(&scaling, quantization, &opened, args)?;
     let loaded = opened.load(&args.engine, demand.clone(), 1, report)?;
+    if args.output.reference_output {
+        passes::estimate(&loaded, (&set.samples, &schedule), (1, 1), report)?;
+    }
     let sweep = SweepOptions { batch_tokens: args.engine.batch_tokens as usize, scratch: scratch(&args.engine) };
     let options = CalibrateOptions {
         sweep: sweep.clone(),
@@ -127,7 +142,7 @@ pub(super) fn run<'a>(
     let mut savers = vec![saver];
     if let (Scaling::Awq(awq), Some(beside)) = (&scaling, beside) {
         drop(loaded);
-        let run = Run { args, samples: &set.samples, demand, precision, sweep, key: &key, destination, report };
+        let run = Run { args, samples: &set.samples, demand, precision, sweep, key, destination, report };
         let (found, more) = beside.search(&run, quantization, &calibrated, &observed, awq)?;
         savers.extend(more);
         for (layer, (found, stats)) in found.into_iter().zip(&calibration.layers).enumerate() {

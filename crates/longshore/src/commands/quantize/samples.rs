@@ -1,7 +1,10 @@
 //! A few words from the source and from the result, side by side: a broken quantization shows in them at once.
 
+use crate::cli::quantize::QuantizeArgs;
 use crate::cli::run::EngineArgs;
+use crate::commands::Answer;
 use crate::engine::{Opened, scratch};
+use crate::error::UsageError;
 use crate::options::Env;
 use crate::report::Report;
 use anyhow::Result;
@@ -13,13 +16,13 @@ use std::path::Path;
 
 /// The prompts that the reference's script tries after it has quantized.
 const PROMPTS: [&str; 2] = ["Hello!", "Born in California, Soyer trained as a"];
-/// New tokens of each.
-const NEW_TOKENS: usize = 32;
+/// What stands between prompts, and between references.
+const BETWEEN: char = '|';
 
 /// What a prompt was completed to.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Sample {
-    prompt: &'static str,
+    prompt: String,
     source: String,
     result: String,
 }
@@ -28,13 +31,18 @@ pub(super) struct Sample {
 pub(super) fn run(
     source: &Path,
     result: &Path,
-    args: &EngineArgs,
+    (engine, args): (&EngineArgs, &QuantizeArgs),
     env: &Env,
     report: &Report,
 ) -> Result<Option<Vec<Sample>>> {
-    let Some(before) = texts(source, args, env, report)? else { return Ok(None) };
-    let Some(after) = texts(result, args, env, report)? else { return Ok(None) };
-    let samples: Vec<Sample> = PROMPTS
+    let prompts: Vec<String> = match &args.smoke.prompts {
+        Some(prompts) => prompts.split(BETWEEN).map(str::to_owned).collect(),
+        None => PROMPTS.map(str::to_owned).to_vec(),
+    };
+    let new = args.smoke.generate_len as usize;
+    let Some(before) = texts(source, (&prompts, new), engine, env, report)? else { return Ok(None) };
+    let Some(after) = texts(result, (&prompts, new), engine, env, report)? else { return Ok(None) };
+    let samples: Vec<Sample> = prompts
         .into_iter()
         .zip(before.into_iter().zip(after))
         .map(|(prompt, (source, result))| Sample { prompt, source, result })
@@ -44,26 +52,60 @@ pub(super) fn run(
         report.status("Source", &format!("{:?}", sample.source));
         report.status("Result", &format!("{:?}", sample.result));
     }
+    if args.output.reference_output {
+        for sample in &samples {
+            // As Python prints a list of one text.
+            report.data(&format!(
+                "['{}']\n",
+                sample.result.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n")
+            ))?;
+        }
+    }
     Ok(Some(samples))
 }
 
+/// Compares the result's texts with `--references`, of which an empty one asks for nothing.
+pub(super) fn check(samples: Option<&[Sample]>, args: &QuantizeArgs, report: &Report) -> Result<Answer> {
+    let Some(references) = args.smoke.references.as_deref().filter(|text| !text.is_empty()) else {
+        return Ok(Answer::Yes);
+    };
+    let references: Vec<&str> = references.split(BETWEEN).collect();
+    let samples = samples.unwrap_or_default();
+    if samples.len() != references.len() {
+        return Err(UsageError::References { texts: samples.len(), references: references.len() }.into());
+    }
+    let mut answer = Answer::Yes;
+    for (sample, reference) in samples.iter().zip(references).filter(|(sample, reference)| sample.result != **reference)
+    {
+        report.note("Differs", &format!("{:?} is not the reference {reference:?}", sample.result));
+        answer = Answer::No;
+    }
+    Ok(answer)
+}
+
 /// The greedy completions of the prompts.
-fn texts(checkpoint: &Path, args: &EngineArgs, env: &Env, report: &Report) -> Result<Option<Vec<String>>> {
+fn texts(
+    checkpoint: &Path,
+    (texts, new): (&[String], usize),
+    args: &EngineArgs,
+    env: &Env,
+    report: &Report,
+) -> Result<Option<Vec<String>>> {
     let quiet = report.quietly();
     let opened = Opened::new(checkpoint, args, env, &quiet)?;
     let Some(tokenizer) = &opened.tokenizer else {
         report.note("Skipped", "generating: there is no tokenizer");
         return Ok(None);
     };
-    let prompts: Vec<Vec<u32>> = PROMPTS.iter().map(|text| tokenizer.encode(text, true)).collect::<Result<_, _>>()?;
+    let prompts: Vec<Vec<u32>> = texts.iter().map(|text| tokenizer.encode(text, true)).collect::<Result<_, _>>()?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let stop = opened.stop_ids()?;
     let demand = Demand {
-        states: PROMPTS.len() as u64,
-        state_tokens: (PROMPTS.len() * (longest + NEW_TOKENS)) as u64,
+        states: prompts.len() as u64,
+        state_tokens: (prompts.len() * (longest + new)) as u64,
         prompt_tokens: prompts.iter().map(Vec::len).sum::<usize>() as u64,
         batch_tokens: u64::from(args.batch_tokens),
-        logits: PROMPTS.len() as u64,
+        logits: prompts.len() as u64,
         decode: true,
     };
     let loaded = opened.load(args, demand, 1, &quiet)?;
@@ -75,7 +117,7 @@ fn texts(checkpoint: &Path, args: &EngineArgs, env: &Env, report: &Report) -> Re
     }
     let Some(tokenizer) = &loaded.tokenizer else { return Ok(None) };
     let options = GenerateOptions {
-        max_new: NEW_TOKENS,
+        max_new: new,
         stop,
         chunk: args.batch_tokens as usize,
         top_logprobs: 0,
@@ -83,7 +125,7 @@ fn texts(checkpoint: &Path, args: &EngineArgs, env: &Env, report: &Report) -> Re
         candidates: loaded.model.vocab().min(tokenizer.vocab_size()),
     };
     let greedy = || Sampler::new(Sampling::default());
-    let mut samplers = PROMPTS.iter().map(|_| greedy()).collect::<Result<Vec<_>, _>>()?;
+    let mut samplers = prompts.iter().map(|_| greedy()).collect::<Result<Vec<_>, _>>()?;
     let generated = generate(&loaded.model, &prompts, &options, &mut samplers, &mut |_, _: &Token| true)?;
     let text = |(tokens, _): &(Vec<Token>, _)| {
         let ids: Vec<u32> = tokens.iter().map(|token| token.id).collect();

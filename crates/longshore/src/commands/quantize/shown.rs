@@ -1,6 +1,6 @@
 //! What `quantize` says: the list of configs, the plan, what every layer gets.
 
-use super::Job;
+use super::Output;
 use crate::commands::{Answer, write};
 use crate::report::{Report, table};
 use crate::units::counted;
@@ -89,7 +89,7 @@ pub(super) fn say_plan(
     config: &QuantConfig,
     quantization: &Quantization,
     plans: &[Plan],
-    jobs: &[Job],
+    jobs: &[Output],
     report: &Report,
 ) {
     for (i, (plan, job)) in plans.iter().zip(jobs).enumerate() {
