@@ -518,14 +518,15 @@ pub(crate) fn help() -> String {
         "Variables of the ModelOpt/Megatron scripts. An argument beats its variable; empty means unset.\n\n",
     );
     let variables = [
-        ("HF_MODEL_CKPT", "SRC of convert; --base of export"),
-        ("MLM_MODEL_CKPT", "SRC of export; of convert it wins over HF_MODEL_CKPT"),
-        ("MLM_MODEL_SAVE", "DST of convert"),
+        ("HF_MODEL_CKPT", "SRC of convert and quantize, CKPT of generate and eval; --base of export"),
+        ("MLM_MODEL_CKPT", "SRC of export; of the others it wins over HF_MODEL_CKPT"),
+        ("MLM_MODEL_SAVE", "DST of convert and quantize"),
         ("EXPORT_DIR", "DST of export"),
-        ("MLM_MODEL_CFG", "without these two: $MLM_WORK_DIR/$MLM_MODEL_CFG and _mlm or _export"),
+        ("MLM_MODEL_CFG", "without these two: $MLM_WORK_DIR/$MLM_MODEL_CFG and _mlm, _quant or _export"),
         ("MLM_WORK_DIR", "[default: megatron_workspace in the temporary directory]"),
         ("TP PP EP ETP", "--tp --pp --ep --etp"),
         ("MLM_EXTRA_ARGS", "split as a shell does and looked up in the table below"),
+        ("QUANT_CFG", "--quant-cfg of quantize"),
         ("MMLU_DATASET", "--data of eval mmlu"),
         ("HF_HUB_CACHE HF_HOME", "where the Hugging Face cache is"),
         ("NO_COLOR", "no colours"),
@@ -533,7 +534,9 @@ pub(crate) fn help() -> String {
     for (name, meaning) in variables {
         let _ = writeln!(text, "  {name:<21} {meaning}");
     }
-    let _ = writeln!(text, "\nIgnored: {}.", IGNORED_VARIABLES.join(" "));
+    // One of them is read by another command than those that ignore it.
+    let ignored: Vec<&str> = IGNORED_VARIABLES.into_iter().filter(|name| *name != "QUANT_CFG").collect();
+    let _ = writeln!(text, "\nIgnored: {}.", ignored.join(" "));
     text += "\nMLM_EXTRA_ARGS. An argument that is not listed is an error.\n";
     let mut last = "";
     for group in TABLE {
