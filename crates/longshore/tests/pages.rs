@@ -3,7 +3,7 @@
 //! A block marked `console` holds commands after `$ ` (a line that ends with `\` goes on in the next), then `? ` and the
 //! exit status where that is not 0, then all that the command says. There `...` on a line of its own stands for any lines and
 //! `[..]` for any text within one; snapbox matches them. A shell runs the commands, in the repository's root: `longshore` is
-//! the binary under test, `$TMP` a folder of the page's own, and nothing of the caller's environment is left.
+//! the binary under test without its progress, `$TMP` a folder of the page's own, and nothing of the caller's environment is left.
 //!
 //! `SNAPSHOTS=overwrite cargo test --release -p longshore --test pages` writes into the pages what commands say now.
 
@@ -13,9 +13,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use tempfile::TempDir;
 
 const LONGSHORE: &str = env!("CARGO_BIN_EXE_longshore");
 const INDEX: &str = "README";
@@ -65,7 +67,7 @@ fn examples(page: &str) -> Result<Vec<Example>, String> {
                 last.said = end..end;
             }
             (_, Some(command), _) => {
-                examples.push(Example { line, command: command.into(), status: 0, said: end..end })
+                examples.push(Example { line, command: command.into(), status: 0, said: end..end });
             }
             (Some(last), _, Some(status)) if last.said.is_empty() => {
                 last.status = status.parse().map_err(|_| format!("line {line}: `{status}` is no exit status"))?;
@@ -78,13 +80,25 @@ fn examples(page: &str) -> Result<Vec<Example>, String> {
     if block.is_some() { Err("the last block has no end".into()) } else { Ok(examples) }
 }
 
+/// A folder with a `longshore` that shows no progress, of which a slow machine would have lines.
+fn program() -> TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let script = format!(
+        "#!/bin/sh\ncase \" $* \" in\n*' --no-progress '*) exec '{LONGSHORE}' \"$@\" ;;\n\
+         *) exec '{LONGSHORE}' --no-progress \"$@\" ;;\nesac\n"
+    );
+    let path = folder.path().join("longshore");
+    fs::write(&path, script).expect("a writable folder");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its owner");
+    folder
+}
+
 /// Exit status of a command and all that it says, in the order in which it says it.
-fn run(command: &str, temp: &Path) -> (Option<i32>, String) {
+fn run(command: &str, program: &Path, temp: &Path) -> (Option<i32>, String) {
     let (mut reader, writer) = std::io::pipe().expect("a pipe");
-    let binaries = Path::new(LONGSHORE).parent().expect("a folder");
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", command]).current_dir(root()).stdin(Stdio::null()).env_clear();
-    shell.env("PATH", format!("{}:/usr/bin:/bin", binaries.display()));
+    shell.env("PATH", format!("{}:/usr/bin:/bin", program.display()));
     shell.env("TMP", temp).env("TMPDIR", temp).env("HOME", temp);
     shell.stdout(writer.try_clone().expect("a pipe")).stderr(writer);
     let mut child = shell.spawn().expect("a shell");
@@ -101,11 +115,11 @@ fn run(command: &str, temp: &Path) -> (Option<i32>, String) {
 }
 
 /// The page with what its commands say now, and the examples for which that differs.
-fn check(name: &str, page: &str) -> (String, Vec<String>) {
+fn check(name: &str, page: &str, program: &Path) -> (String, Vec<String>) {
     let temp = tempfile::tempdir().expect("a temporary folder");
     let (mut now, mut copied, mut problems) = (String::new(), 0, Vec::new());
     for Example { line, command, status, said: place } in examples(page).unwrap_or_else(|e| panic!("{name}.md, {e}")) {
-        let (ended, said) = run(&command, temp.path());
+        let (ended, said) = run(&command, program, temp.path());
         let expected = &page[place.clone()];
         let matched = NormalizeToExpected::new().redact().normalize(Data::text(said), &Data::text(expected));
         let said = matched.render().expect("text");
@@ -123,6 +137,7 @@ fn check(name: &str, page: &str) -> (String, Vec<String>) {
 #[test]
 fn every_example_does_what_its_page_says() {
     let (pages, problems) = (Mutex::new(pages()), Mutex::new(Vec::new()));
+    let program = program();
     let overwrite = std::env::var_os("SNAPSHOTS").is_some_and(|value| value == "overwrite");
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, std::num::NonZero::get) {
@@ -130,7 +145,7 @@ fn every_example_does_what_its_page_says() {
                 loop {
                     let next = pages.lock().expect("no panic").pop_first();
                     let Some((name, page)) = next else { break };
-                    let (now, found) = check(&name, &page);
+                    let (now, found) = check(&name, &page, program.path());
                     if overwrite && now != page {
                         fs::write(root().join(format!("docs/commands/{name}.md")), now).expect("a writable page");
                     }
