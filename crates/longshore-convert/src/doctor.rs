@@ -130,7 +130,7 @@ pub struct Finding {
 pub struct DoctorReport {
     /// Tensors that were examined, an expert counting as one for each of its linears.
     pub tensors: u64,
-    /// Bytes of theirs, as 32-bit floats.
+    /// Bytes of theirs, in the types that they are stored in.
     pub bytes: u64,
     /// What was found, the worst first.
     pub findings: Vec<Finding>,
@@ -173,7 +173,7 @@ pub fn doctor(path: &Path, against: Option<&Path>, threads: usize, progress: &dy
         }
     }
     findings.sort_by_key(|finding| (finding.severity, finding.check));
-    let (tensors, bytes) = (census.pieces.len() as u64, source.bytes_read());
+    let (tensors, bytes) = (census.pieces.len() as u64, census.bytes());
     Ok(DoctorReport { tensors, bytes, findings, differing, notes })
 }
 

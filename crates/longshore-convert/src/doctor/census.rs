@@ -157,6 +157,11 @@ impl<'a> Census<'a> {
         &self.source.model.config
     }
 
+    /// Bytes of all pieces, in the types that they are stored in.
+    pub(super) fn bytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.stats.len() * piece.dtype.size()).sum()
+    }
+
     pub(super) fn get(&self, name: &str) -> Option<&Piece> {
         let found = self.pieces.binary_search_by(|piece| piece.name.as_str().cmp(name)).ok()?;
         self.pieces.get(found)

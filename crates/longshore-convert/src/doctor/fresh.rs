@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 const SHORTEST: u64 = 64;
 /// Standard errors that chance may take a statistic away from its mean: one matrix in millions goes further.
 const ERRORS: f64 = 5.0;
+/// Where so large a part of the matrices looks fresh, the whole model is: chance takes some of many past a threshold.
+const UNTRAINED: f64 = 0.9;
 /// Fewer heads may have any values by chance.
 const FEWEST_HEADS: usize = 4;
 
@@ -36,10 +38,10 @@ pub(super) fn is_fresh(s: &Stats) -> bool {
 pub(super) fn check(census: &Census<'_>, out: &mut Vec<Finding>) {
     let judged: Vec<&Piece> = census.pieces.iter().filter(|piece| is_judged(piece)).collect();
     let (mtp, trunk): (Vec<&Piece>, Vec<&Piece>) = judged.into_iter().partition(|piece| piece.is_mtp());
-    let fresh_trunk = trunk.iter().filter(|piece| is_fresh(&piece.stats)).count();
-    let untrained = fresh_trunk == trunk.len() && !trunk.is_empty();
+    let fresh: Vec<&Piece> = trunk.iter().copied().filter(|piece| is_fresh(&piece.stats)).collect();
+    let untrained = !fresh.is_empty() && fresh.len() as f64 >= UNTRAINED * trunk.len() as f64;
     if untrained {
-        out.push(whole_model(&trunk));
+        out.push(whole_model(&fresh, trunk.len()));
     } else {
         kinds(&trunk, out);
     }
@@ -53,12 +55,12 @@ fn names<'a>(pieces: impl Iterator<Item = &'a Piece>) -> Vec<String> {
     names
 }
 
-fn whole_model(pieces: &[&Piece]) -> Finding {
+fn whole_model(pieces: &[&Piece], all: usize) -> Finding {
     Finding {
         severity: Severity::Suspicious,
         check: Check::FreshInit,
         tensors: names(pieces.iter().copied()),
-        evidence: format!("all {} matrices look freshly initialized: {}", pieces.len(), measured(pieces)),
+        evidence: format!("{} matrices look freshly initialized: {}", of(pieces.len(), all), measured(pieces)),
         cause:
             "the model was never trained (or made for a test), or none of its weights was loaded before it was saved"
                 .into(),
