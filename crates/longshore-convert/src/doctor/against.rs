@@ -387,6 +387,8 @@ fn row_order(all: &mut Differences<'_>, progress: &dyn Progress, out: &mut Vec<F
 fn values(all: &mut Differences<'_>, threads: usize, progress: &dyn Progress, out: &mut Vec<Finding>) -> Result<()> {
     let open: Vec<(usize, &Piece)> = all.open.iter().map(|(index, piece)| (*index, *piece)).collect();
     let (left, right) = (all.left, all.right);
+    let size = |(index, _): &(usize, &Piece)| left.pieces[*index].stats.len() * left.pieces[*index].dtype.size();
+    progress.start("Comparing values", open.iter().map(size).sum());
     let measured: Mutex<Vec<(usize, DifferingValues)>> = Mutex::default();
     parallel(threads, open.len(), |i| {
         check_cancelled(progress)?;

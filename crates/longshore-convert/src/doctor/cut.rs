@@ -14,10 +14,9 @@ pub(super) const SECTIONED: [(&str, &[&str]); 2] =
     [("mixer.in_proj.weight", &["z", "x", "B", "C", "dt"]), ("mixer.conv1d.weight", &["x", "B", "C"])];
 /// Sizes of tensor parallelism that are tried.
 const SIZES: [u64; 4] = [2, 4, 8, 16];
-/// A layer says something where another order leaves less than this part of the variance within sections.
-const LAYER: f64 = 0.9;
-/// All layers together must say so more clearly.
-const ALL: f64 = 0.85;
+/// An order is preferred that leaves less than this part of the variance within sections: in at least half of the layers,
+/// and in all together.
+const CLEAR: f64 = 0.9;
 /// Fewer rows in all layers together say nothing.
 const FEWEST_ROWS: usize = 256;
 
@@ -125,13 +124,13 @@ pub(super) fn check_statistics(census: &Census<'_>, out: &mut Vec<Finding>) {
                 let order = vote.cut.order(&sizes);
                 let other = within(&lengths, order.iter().map(|row| labels[*row]), parts.len());
                 vote.within += other;
-                vote.layers += usize::from(other < LAYER * as_it_is);
+                vote.layers += usize::from(other < CLEAR * as_it_is);
             }
             (right, rows, counted) = (right + as_it_is, rows + lengths.len(), counted + 1);
             tensors.extend(pieces.iter().flat_map(|piece| piece.stored.clone()));
         }
         let Some(best) = votes.iter().min_by(|a, b| a.within.total_cmp(&b.within)) else { continue };
-        if rows < FEWEST_ROWS || best.within >= ALL * right || best.layers * 2 < counted {
+        if rows < FEWEST_ROWS || best.within >= CLEAR * right || best.layers * 2 < counted {
             continue;
         }
         tensors.dedup();
