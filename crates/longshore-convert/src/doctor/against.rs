@@ -5,6 +5,7 @@
 
 use super::census::{Census, Keep, Piece, box_of, scan};
 use super::cut::{self, Cut};
+use super::fresh::is_fresh;
 use super::{Check, Finding, Severity, of};
 use crate::Result;
 use crate::compare::{Values, check_cancelled, compare_box, parallel};
@@ -56,6 +57,12 @@ impl Differences<'_> {
         if self.open.remove(&index).is_some() {
             let tensors = self.left.pieces[index].stored.clone();
             self.differing.push(Differing { tensors, explained_by: check, values });
+        }
+    }
+
+    fn explain_all(&mut self, indices: &[usize], check: Check) {
+        for index in indices {
+            self.explain(*index, check, None);
         }
     }
 
@@ -168,7 +175,15 @@ fn already(all: &mut Differences<'_>, out: &[Finding], which: impl Fn(Check) -> 
         .flat_map(|finding| finding.tensors.iter().map(|name| (name, finding.check)))
         .collect();
     for index in all.open.keys().copied().collect::<Vec<_>>() {
-        if let Some(&check) = all.left.pieces[index].stored.iter().find_map(|name| told.get(name)) {
+        let told = all.left.pieces[index].stored.iter().find_map(|name| told.get(name).copied());
+        // What the other checkpoint has too is no difference.
+        let right = &all.open[&index].stats;
+        let explains = |check: &Check| match check {
+            Check::FreshInit | Check::MtpAtInit => !is_fresh(right),
+            Check::RouterBiasRounded => !right.fits_bf16,
+            _ => true,
+        };
+        if let Some(check) = told.filter(explains) {
             all.explain(index, check, None);
         }
     }
@@ -219,7 +234,7 @@ fn mamba(all: &mut Differences<'_>, out: &mut Vec<Finding>) -> Result<()> {
     }
     for (cut, indices) in found {
         let names = all.names(&indices);
-        indices.into_iter().for_each(|index| all.explain(index, Check::MambaCut, None));
+        all.explain_all(&indices, Check::MambaCut);
         out.push(Finding {
             severity: Severity::Broken,
             check: Check::MambaCut,
@@ -270,7 +285,7 @@ fn attention(all: &mut Differences<'_>, out: &mut Vec<Finding>) -> Result<()> {
     }
     let tensors = all.names(&found);
     let evidence = format!("{} layers hold exactly the rows of the other checkpoint in that order", found.len());
-    found.into_iter().for_each(|index| all.explain(index, Check::QkvOrder, None));
+    all.explain_all(&found, Check::QkvOrder);
     out.push(Finding {
         severity: Severity::Broken,
         check: Check::QkvOrder,
@@ -307,7 +322,7 @@ fn experts(all: &mut Differences<'_>, out: &mut Vec<Finding>) {
     }
     let tensors = all.names(&indices);
     let shown = moved.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
-    indices.iter().for_each(|index| all.explain(*index, Check::ExpertOrder, None));
+    all.explain_all(&indices, Check::ExpertOrder);
     out.push(Finding {
         severity: Severity::Broken,
         check: Check::ExpertOrder,
@@ -347,7 +362,7 @@ fn elsewhere(all: &mut Differences<'_>, out: &mut Vec<Finding>) {
         cause: "layers were numbered otherwise (pipeline stages in another order), or names were mixed up".into(),
         remedy: "make the checkpoint again from its source, with the pipeline layout it was saved with".into(),
     });
-    indices.into_iter().for_each(|index| all.explain(index, Check::OtherTensor, None));
+    all.explain_all(&indices, Check::OtherTensor);
 }
 
 /// The same rows, in an order that no mistake above explains.
@@ -379,7 +394,7 @@ fn row_order(all: &mut Differences<'_>, progress: &dyn Progress, out: &mut Vec<F
         cause: "parts of ranks or of heads were put together in another order".into(),
         remedy: "make the checkpoint again from its source".into(),
     });
-    found.into_iter().for_each(|index| all.explain(index, Check::RowOrder, None));
+    all.explain_all(&found, Check::RowOrder);
     Ok(())
 }
 
@@ -445,7 +460,9 @@ fn values(all: &mut Differences<'_>, threads: usize, progress: &dyn Progress, ou
             cause: cause.into(),
             remedy: "`longshore diff` lists them with their first differing values".into(),
         });
-        group.into_iter().for_each(|(index, values)| all.explain(index, check, Some(values)));
+        for (index, values) in group {
+            all.explain(index, check, Some(values));
+        }
     }
     Ok(())
 }

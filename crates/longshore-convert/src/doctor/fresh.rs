@@ -9,6 +9,7 @@ use super::census::{Census, Piece, Stats};
 use super::norms;
 use super::{Check, Finding, Severity, finite, of, range};
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 /// Shorter rows or columns say too little.
 const SHORTEST: u64 = 64;
@@ -167,10 +168,10 @@ fn guesses(census: &Census<'_>, judged: &[&Piece], out: &mut Vec<Finding>) {
     }
     let mut evidence = format!("{} norms of MTP are exactly 1 everywhere", of(ones.len(), norms.len()));
     if !judged.is_empty() {
-        evidence += &format!("; {} of its matrices look freshly initialized", of(fresh.len(), judged.len()));
+        let _ = write!(evidence, "; {} of its matrices look freshly initialized", of(fresh.len(), judged.len()));
     }
     if !fresh.is_empty() {
-        evidence += &format!(": {}", measured(&fresh));
+        let _ = write!(evidence, ": {}", measured(&fresh));
     }
     let whole = ones.len() == norms.len();
     out.push(Finding {

@@ -1,6 +1,6 @@
 //! Damage that shows beside the checkpoint it was made from.
 
-use crate::alone::{joined, mis_cut, normal};
+use crate::alone::{joined, mis_cut, normal, untrained};
 use crate::damaged::{Dir, Model, NOTE, examine, found};
 use longshore_ckpt::Dtype;
 use longshore_convert::doctor::{Check, DoctorReport, Severity};
@@ -114,6 +114,17 @@ fn one_other_value_is_counted() {
     let values = report.differing[0].values.expect("compared values");
     assert_eq!((report.differing.len(), values.count), (1, 1));
     assert!((0.9..=1.1).contains(&values.max_abs), "{values:?}");
+}
+
+#[test]
+fn what_both_have_explains_no_difference() {
+    let mut fresh = Model::sound();
+    untrained(&mut fresh);
+    let expected = [Check::FreshInit, Check::OtherValues].map(|check| (Severity::Suspicious, check));
+    let report = against(&fresh, &expected, |model| {
+        model.get("lm_head.weight").change(|values| values[7] += 0.01);
+    });
+    all_explained_by(&report, Check::OtherValues, 1);
 }
 
 #[test]

@@ -174,23 +174,28 @@ fn a_fresh_matrix_stands_out() {
     assert!(hf.evidence.starts_with("1 of 4 `decoder.layers.{}.mixer.out_proj.weight`"), "{}", hf.evidence);
 }
 
+/// Draws every matrix anew.
+pub(crate) fn untrained(model: &mut Model) {
+    for (seed, name) in (0..).zip(model.names("", "weight")) {
+        let tensor = model.get(&name);
+        if tensor.shape.len() == 2 {
+            tensor.set(&normal(seed, tensor.values().len(), 0.02));
+        }
+    }
+}
+
 #[test]
 fn an_untrained_model_is_said_to_be_one_once() {
-    let [hf, _] = only(&[(SUSPICIOUS, Check::FreshInit)], |model| {
-        for (seed, name) in (0..).zip(model.names("", "weight")) {
-            let tensor = model.get(&name);
-            if tensor.shape.len() == 2 {
-                tensor.set(&normal(seed, tensor.values().len(), 0.02));
-            }
-        }
-    });
+    let [hf, _] = only(&[(SUSPICIOUS, Check::FreshInit)], untrained);
     assert!(hf.evidence.contains("matrices look freshly initialized: std 0.020"), "{}", hf.evidence);
 }
 
 #[test]
 fn parameters_of_mamba_heads_at_init() {
     let ones = |model: &mut Model, names: &[String]| {
-        names.iter().for_each(|name| model.get(name).change(|values| values.fill(1.0)));
+        for name in names {
+            model.get(name).change(|values| values.fill(1.0));
+        }
     };
     let [hf, _] = only(&[(BROKEN, Check::MambaAtInit)], |model| ones(model, &model.names("backbone.", "mixer.D")));
     assert_eq!(hf.tensors.len(), 4);
