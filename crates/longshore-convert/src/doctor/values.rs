@@ -51,7 +51,7 @@ fn all_zero(census: &Census<'_>, out: &mut Vec<Finding>) {
             out.push(Finding {
                 severity,
                 check: Check::AllZero,
-                evidence: format!("{} tensors are exactly 0 everywhere", pieces.len()),
+                evidence: format!("all {} values are exactly 0", pieces.iter().map(|p| p.stats.len()).sum::<u64>()),
                 tensors: names(&pieces),
                 cause: cause.into(),
                 remedy: "make the checkpoint again from its source; `longshore diff` shows whether the source has them"
