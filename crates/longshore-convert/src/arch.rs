@@ -154,7 +154,7 @@ pub fn location(rule: &Location<'_>) -> String {
 }
 
 /// Replaces every path component that is a number by `{}`.
-fn without_numbers(name: &str) -> String {
+pub(crate) fn without_numbers(name: &str) -> String {
     let part = |p| if str::parse::<u64>(p).is_ok() { "{}" } else { p };
     name.split('.').map(part).collect::<Vec<_>>().join(".")
 }

@@ -174,10 +174,20 @@ pub(crate) fn compare(
     tolerance: f64,
     done: &mut dyn FnMut(u64),
 ) -> Result<Option<Values>> {
+    compare_box(a, b, &Rect::whole(&a.0.shape), tolerance, done)
+}
+
+/// As [`compare`], in one box of both.
+pub(crate) fn compare_box(
+    a: (&Recipe, &[ReadFile]),
+    b: (&Recipe, &[ReadFile]),
+    rect: &Rect,
+    tolerance: f64,
+    done: &mut dyn FnMut(u64),
+) -> Result<Option<Values>> {
     /// Elements at a time; a band of either side has at most 8 bytes an element.
     const ELEMENTS: u64 = (BAND / 4) as u64;
-    let rect = Rect::whole(&a.0.shape);
-    let (mut ga, mut gb) = (Gather::new(a.0, &rect), Gather::new(b.0, &rect));
+    let (mut ga, mut gb) = (Gather::new(a.0, rect), Gather::new(b.0, rect));
     let (wa, wb) = (a.0.dtype.size(), b.0.dtype.size());
     let total = rect.len();
     let most = ELEMENTS.min(total);

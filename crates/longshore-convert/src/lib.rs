@@ -13,6 +13,7 @@ mod compare;
 pub mod config;
 pub mod content;
 pub mod diff;
+pub mod doctor;
 pub mod error;
 pub mod fingerprint;
 pub mod gather;

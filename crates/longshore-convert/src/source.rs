@@ -40,6 +40,12 @@ impl Source {
     /// Opens the checkpoint at `path`; `base` supplies the config in place of the checkpoint's own. Everything that is
     /// wrong with names, shapes, dtypes and coverage is found here, all of it together.
     pub fn open(path: &Path, base: Option<&Path>, allow_unmapped: bool) -> Result<Self> {
+        let (source, problems) = Self::open_sound(path, base, allow_unmapped)?;
+        if problems.is_empty() { Ok(source) } else { Err(Error::Refused(problems)) }
+    }
+
+    /// As [`Source::open`], for whoever wants to read the tensors beside those with problems.
+    pub(crate) fn open_sound(path: &Path, base: Option<&Path>, allow_unmapped: bool) -> Result<(Self, Vec<Problem>)> {
         let mut catalog = Catalog::open(path)?;
         let mut packed = None;
         let (mut model, rows, mut quantized) = match catalog.format {
@@ -74,12 +80,12 @@ impl Source {
                 resolved.recipes
             }
         };
-        if !problems.is_empty() {
-            return Err(Error::Refused(problems));
-        }
         let files = open_all(&catalog)?;
-        let recipes = recipes.into_iter().map(|r| (r.name.clone(), r)).collect();
-        Ok(Self { model, catalog, quantized, recipes, files, bytes_read: AtomicU64::new(0) })
+        // A part whose source has a problem is missing.
+        let is_whole =
+            |r: &Recipe| r.parts.iter().map(|p| p.target.len()).sum::<u64>() == r.shape.iter().product::<u64>();
+        let recipes = recipes.into_iter().filter(is_whole).map(|r| (r.name.clone(), r)).collect();
+        Ok((Self { model, catalog, quantized, recipes, files, bytes_read: AtomicU64::new(0) }, problems))
     }
 
     /// Shape of a tensor, in elements, and the dtype that holds every value of its source.
@@ -89,6 +95,16 @@ impl Source {
     pub fn tensor(&self, name: &str) -> (&[u64], Dtype) {
         let recipe = self.recipe(name);
         (&recipe.shape, recipe.dtype)
+    }
+
+    /// Every tensor, by name.
+    pub(crate) fn recipes(&self) -> &BTreeMap<String, Recipe> {
+        &self.recipes
+    }
+
+    /// The data files that recipes read.
+    pub(crate) fn files(&self) -> &[ReadFile] {
+        &self.files
     }
 
     /// Whether there is such a tensor.

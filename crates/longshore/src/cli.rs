@@ -4,6 +4,7 @@
 //! reported, and `--help` must not depend on the environment. The help names them.
 
 pub(crate) mod calibration;
+pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod quantize;
 pub(crate) mod run;
@@ -18,7 +19,7 @@ use std::path::PathBuf;
 #[derive(Debug, Parser)]
 #[command(name = "longshore", version, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "`longshore help env` lists the environment variables and what MLM_EXTRA_ARGS may hold.\n\
-    Exit status: 0 done, equal or valid; 1 different or invalid; 2 error; 130 interrupted.")]
+    Exit status: 0 done, equal or valid; 1 different, invalid or unsound; 2 error; 130 interrupted.")]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -85,6 +86,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Compare two checkpoints, also across formats
     Diff(DiffArgs),
+    /// Find what in the weights makes a model answer at chance
+    Doctor(doctor::DoctorArgs),
     /// Show the supported architectures and their tables
     Arch(ArchArgs),
     /// Convert the bundled model there and back, generate from it, and prove that it is the same
@@ -111,6 +114,7 @@ impl Command {
             Self::Lint(_) => "lint",
             Self::Verify(_) => "verify",
             Self::Diff(_) => "diff",
+            Self::Doctor(_) => "doctor",
             Self::Arch(_) => "arch",
             Self::Demo(_) => "demo",
             Self::Script(_) => "script",

@@ -3,13 +3,14 @@
 use crate::Result;
 use crate::mapping::Mapping;
 use crate::region::Region;
-use crate::resolve::{Direction, DtypeRule, OpenFiles, Part, Recipe, Resolved, locate, resolve};
+use crate::resolve::{Direction, DtypeRule, OpenFiles, Part, Recipe, Resolved, is_float, locate, resolve};
 use longshore_ckpt::{Catalog, Dtype};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The tensors of `target` from a checkpoint that holds those of `stored`. The two mappings are of one config, so that
-/// the Hugging Face side joins them: a tensor is itself, or made of whole Hugging Face tensors.
+/// the Hugging Face side joins them: a tensor is itself, or made of whole Hugging Face tensors. With problems, the tensors
+/// that have none.
 pub(crate) fn recut(stored: &Mapping, target: &Mapping, catalog: &Catalog, dtype: DtypeRule<'_>) -> Result<Resolved> {
     let mut out = resolve(stored, catalog, Direction::Export, &|_, _, dtype| dtype)?;
     if let Err(bad) = target.check() {
@@ -17,9 +18,7 @@ pub(crate) fn recut(stored: &Mapping, target: &Mapping, catalog: &Catalog, dtype
     }
     let hf: BTreeMap<String, Recipe> =
         std::mem::take(&mut out.recipes).into_iter().map(|r| (r.name.clone(), r)).collect();
-    if !out.problems.is_empty() {
-        return Ok(out);
-    }
+    let is_clean = out.problems.is_empty();
     let mut parts: BTreeMap<&str, Vec<Part>> = BTreeMap::new();
     for tie in &target.ties {
         let whole = tie.hf.1 == Region::all(tie.hf.1.tensor_len());
@@ -43,13 +42,15 @@ pub(crate) fn recut(stored: &Mapping, target: &Mapping, catalog: &Catalog, dtype
         if made.iter().map(|p| p.target.len()).sum::<u64>() != len {
             // Parts of a Hugging Face tensor have the same names in every layout of keys.
             match locate(catalog, &mut files, name)? {
-                Ok(tensor) => {
+                // What is wrong with the others is told already.
+                Ok(tensor) if is_clean || (tensor.shape == declared.shape && is_float(tensor.dtype)) => {
                     made = vec![Part { target: Region::all(len), source: Some((Arc::new(tensor), Region::all(len))) }];
                 }
-                Err(problem) => {
+                Err(problem) if is_clean => {
                     out.problems.push(problem);
                     continue;
                 }
+                _ => continue,
             }
         }
         made.sort_by_key(|p| p.target.at(0).0);

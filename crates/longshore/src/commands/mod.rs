@@ -4,6 +4,7 @@ mod arch;
 mod convert;
 mod demo;
 mod diff;
+mod doctor;
 mod eval;
 mod export;
 mod generate;
@@ -52,6 +53,7 @@ pub(crate) fn run(command: &Command, env: &Env, report: &Report) -> Result<Answe
         Command::Lint(args) => lint::run(args, env, report),
         Command::Verify(args) => verify::run(args, env, report),
         Command::Diff(args) => diff::run(args, env, report),
+        Command::Doctor(args) => doctor::run(args, env, report),
         Command::Arch(args) => arch::run(&args.what, report),
         Command::Demo(args) => demo::run(args, report),
         // `main` has run it.

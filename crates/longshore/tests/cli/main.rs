@@ -3,6 +3,7 @@
 mod convert;
 mod demo;
 mod diff;
+mod doctor;
 mod eval;
 mod eval_compare;
 mod export;
