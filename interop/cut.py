@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""`longshore cut` against transformers and Megatron.
+"""`longshore cut` and `--mtp` against transformers and Megatron.
 
     cut.py [--longshore PATH] [--only TEXT] [--work DIR]
 
 A model is cut in both formats. The cut must load in transformers with no weight missing or left over, and give the logits of the
 whole model whose modules were taken out by hand, to the bit; megatron-core must load the cut torch_dist checkpoint, its key set
 exact, and hold the values of the cut Hugging Face folder; `generate` must run both and say the same; and to cut and convert must
-be to convert and cut. Runs in the environment of setup.sh; ends with `N passed, N failed`.
+be to convert and cut. What `--mtp drop` wrote loads too. Runs in the environment of setup.sh; ends with `N passed, N failed`.
 """
 import argparse
 import contextlib
@@ -148,10 +148,29 @@ class Checks(checking.Checks):
         self.check(f"{cut.name}: generate runs both", self.generated, hf, mc)
         self.check(f"{cut.name}: cut and converted either way", lambda: self.longshore("diff", other, mc) and "")
 
+    def without_mtp(self):
+        """Conversions that leave multi-token prediction out, and an export that takes it from the source again."""
+        source = self.source(Cut("mtp", "nemotron_h_latent_mtp", (), ""))
+        whole, mc, hf, back = (self.path(f"mtp-{part}") for part in ("whole", "mc", "hf", "back"))
+
+        def write():
+            self.longshore("convert", source, whole)
+            self.longshore("export", whole, hf, "--mtp", "drop")
+            self.longshore("convert", source, mc, "--mtp", "drop")
+            self.longshore("export", mc, back, "--base", source, "--mtp-from-base")
+            self.longshore("verify", mc, "--against", source)
+            self.longshore("verify", back, "--against", mc)
+            self.longshore("diff", back, source)
+        self.check("mtp: dropped both ways, lent again", write)
+        self.check("mtp: transformers loads what dropped it", self.loads, hf)
+        self.check("mtp: megatron-core loads what dropped it", self.megatron, mc, hf, "te")
+
     def run(self):
         chosen = [cut for cut in CUTS if self.a.only in cut.name]
         for cut in chosen:
             self.model(cut)
+        if self.a.only in "mtp":
+            self.without_mtp()
         if chosen:      # what is wrong must be seen: another layer, another number of experts
             cut = chosen[0]
             source, hf = self.source(cut), self.path(f"{cut.name}-hf")

@@ -110,6 +110,9 @@ pub struct ExportOptions {
     pub compat_modelopt: bool,
 }
 
+/// Largest safetensors file in bytes where none is asked for, as in Hugging Face releases.
+pub const HF_FILE_SIZE: u64 = 5_000_000_000;
+
 /// Options of a cut: a smaller model of the source's format.
 #[derive(Clone, Debug, Serialize)]
 pub struct CutOptions {
@@ -121,7 +124,7 @@ pub struct CutOptions {
     pub mtp: MtpChoice,
     /// Leaves source tensors out that the architecture does not name, each with a line in the report.
     pub allow_unmapped: bool,
-    /// Largest data file in bytes; `None` is 5 GB for safetensors and derived from the model's size for torch_dist.
+    /// Largest data file in bytes; `None` is [`HF_FILE_SIZE`] for safetensors and derived from the model's size for torch_dist.
     pub max_file_size: Option<u64>,
 }
 

@@ -12,6 +12,7 @@ use crate::cli::{ConvertArgs, DtypeName, ExportArgs, MegatronArgs, MtpArg, Norms
 use crate::error::UsageError;
 use crate::extra_args::{self, Extra};
 use longshore_ckpt::{Dtype, Format};
+use longshore_convert::options::HF_FILE_SIZE;
 use longshore_convert::{DtypeChoice, ExportOptions, ImportOptions, Layout, MtpChoice, NormKeys, SpecName};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
@@ -19,9 +20,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-
-/// Largest safetensors file in bytes, as in Hugging Face releases.
-pub(crate) const HF_FILE_SIZE: u64 = 5_000_000_000;
 
 /// Variables of the scripts that start processes or other programs: nothing a checkpoint shows.
 pub(crate) const IGNORED_VARIABLES: [&str; 9] = [

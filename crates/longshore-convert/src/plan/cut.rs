@@ -13,7 +13,7 @@ use crate::config::{LayerSpec, ModelConfig, Moe, megatron};
 use crate::error::Problem;
 use crate::mapping::{Declared, Mapping, Place};
 use crate::model::{Model, TRAVELLING, read_manifest, spec, spec_keys};
-use crate::options::{CutOptions, DtypeChoice, Layout, MtpChoice};
+use crate::options::{CutOptions, DtypeChoice, HF_FILE_SIZE, Layout, MtpChoice};
 use crate::resolve::{Direction, OpenFiles, Recipe, locate, resolve};
 use crate::{Error, Result, source};
 use longshore_ckpt::torch_dist::{item, metadata_json, pickle};
@@ -21,8 +21,6 @@ use longshore_ckpt::{Catalog, Format};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Largest safetensors file in bytes where none is asked for, as in Hugging Face releases.
-const HF_FILE_SIZE: u64 = 5_000_000_000;
 /// A stored parallel size above this is none.
 const MAX_RANKS: u64 = 1 << 16;
 
@@ -295,9 +293,13 @@ fn reduced_moe(
     let reached = chosen.saturating_mul(experts / groups.max(1));
     let top_k = moe.top_k.min(reached);
     reduce("num_experts_per_tok", &mut moe.top_k, top_k, format!("a token reaches {reached} experts"));
-    if whole.is_some_and(|whole| whole.top_k > 1) && moe.top_k == 1 {
-        let text = "num_experts_per_tok is 1: Megatron does not divide the score of one expert by itself, transformers does where norm_topk_prob is true";
-        notes.push(Note::new(NoteKind::Warning, text));
+    let mut warn = |text: &str| notes.push(Note::new(NoteKind::Warning, text));
+    if experts == 1 {
+        warn("transformers cannot run a model with one expert: it scores a group by its best two");
+    } else if moe.top_k == 1 && moe.norm_topk_prob {
+        warn(
+            "num_experts_per_tok is 1: transformers divides the score of the one expert by itself (norm_topk_prob), Megatron does not",
+        );
     }
     Some(moe)
 }

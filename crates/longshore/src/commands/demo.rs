@@ -243,7 +243,7 @@ fn export_options() -> ExportOptions {
         allow_unmapped: false,
         mtp: MtpChoice::Keep,
         mtp_from_base: false,
-        max_file_size: crate::options::HF_FILE_SIZE,
+        max_file_size: longshore_convert::options::HF_FILE_SIZE,
         compat_modelopt: false,
     }
 }

@@ -309,6 +309,10 @@ fn every_config_of_nvidia_can_describe_half_of_its_model() {
         if whole.config.architecture != nemotron_h::ARCHITECTURE {
             continue;
         }
+        let value = json::parse(text.as_bytes()).unwrap();
+        let found: Map<String, Value> =
+            text::entries(&text).into_iter().map(|e| (e.key, json::parse(text[e.value].as_bytes()).unwrap())).collect();
+        assert_eq!(Value::Object(found), value);
         let (config, kept, moe) = halved(&whole.config);
         let (new, read) = reduce(&text, &Reduced { config: &config, kept, moe });
         assert_eq!(read.config, config, "{}", path.display());
