@@ -6,6 +6,7 @@ pub mod megatron;
 mod pattern;
 pub mod release;
 mod stored;
+pub(crate) mod text;
 
 use longshore_ckpt::Dtype;
 use serde::Serialize;

@@ -196,6 +196,7 @@ fn structure(problems: Vec<Problem>) -> Vec<Finding> {
             Problem::Loss { tensor, .. } | Problem::Quantize { tensor, .. } => {
                 ("hold values that cannot be read", tensor)
             }
+            Problem::Mtp { config, .. } => ("says MTP, of which there is no tensor", config),
             Problem::Option { option, .. } => ("do not fit the model", option),
         };
         let group = groups.entry(what).or_insert_with(|| (Vec::new(), said));

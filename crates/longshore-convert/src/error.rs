@@ -27,6 +27,8 @@ pub enum Problem {
     Loss { tensor: String, what: String },
     /// A weight that cannot be quantized as asked.
     Quantize { tensor: String, what: String },
+    /// A config that promises multi-token prediction, and a source without a tensor of it.
+    Mtp { config: String, depth: u64 },
     /// An option that does not fit the model.
     Option { option: String, what: String },
 }
@@ -52,6 +54,9 @@ impl std::fmt::Display for Problem {
             Self::Config { file, field, what } => write!(f, "config     `{field}` in `{file}`: {what}"),
             Self::Loss { tensor, what } => write!(f, "loss       {tensor}  {what}"),
             Self::Quantize { tensor, what } => write!(f, "quantize   {tensor}  {what}"),
+            Self::Mtp { config, depth } => {
+                write!(f, "mtp        `{config}` says MTP of depth {depth}, the source holds no tensor of it")
+            }
             Self::Option { option, what } => write!(f, "option     `{option}`: {what}"),
         }
     }

@@ -32,8 +32,10 @@ pub mod source;
 pub mod verify;
 
 pub use error::{Error, Problem};
-pub use options::{DtypeChoice, ExportOptions, ImportOptions, Layout, NormKeys, SpecName};
-pub use plan::{Plan, plan_export, plan_import, plan_quantized_export, plan_quantized_import};
+pub use options::{
+    CutOptions, DtypeChoice, ExportOptions, ImportOptions, Layers, Layout, MtpChoice, NormKeys, SpecName,
+};
+pub use plan::{Plan, plan_cut, plan_export, plan_import, plan_quantized_export, plan_quantized_import};
 pub use progress::Progress;
 
 /// The result of every fallible function of this crate.

@@ -62,6 +62,12 @@ pub struct Origin {
     /// Source tensors left out on request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub dropped: Vec<String>,
+    /// Tensors here that are those of a base folder and not of the source.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from_base: Vec<String>,
+    /// Whether nothing recorded which dtypes the Hugging Face tensors had: an export then decides by the values.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dtypes_unknown: bool,
 }
 
 /// The whole manifest.

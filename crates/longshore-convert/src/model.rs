@@ -103,9 +103,11 @@ pub fn spec_keys(catalog: &Catalog) -> SpecKeys {
     let fused = catalog.tensors.keys().any(|k| k.ends_with(".layer_norm_weight"));
     let norms = if fused { NormKeys::Fused } else { NormKeys::Separate };
     let has = |suffix: &str| catalog.objects.keys().any(|k| k.contains(suffix));
+    // The state of the last norm exists in every layout.
+    let norm_states = |key: &String| key.contains("norm._extra_state") && !key.starts_with("decoder.final_norm.");
     SpecKeys {
         norms,
-        norm_states: has("pre_mlp_layernorm._extra_state"),
+        norm_states: catalog.objects.keys().any(norm_states),
         core_attention_states: has("core_attention._extra_state"),
         single_experts: catalog.tensors.keys().any(|k| k.contains(".mlp.experts.experts.0.")),
     }

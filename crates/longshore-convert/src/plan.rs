@@ -1,16 +1,20 @@
 //! Plans: everything a conversion will do, decided and checked before the first byte is written.
 
 mod companions;
+mod cut;
 mod draft;
 mod export;
 mod import;
 mod layout;
+mod mtp;
 mod recut;
 
+pub use cut::plan_cut;
 pub(crate) use draft::unmapped;
 pub(crate) use export::drop_training_state;
 pub use export::{plan_export, plan_quantized_export};
 pub use import::{plan_import, plan_quantized_import};
+pub(crate) use mtp::is_mtp;
 pub(crate) use recut::recut;
 
 use crate::arch::{RuleRow, location};
@@ -193,6 +197,9 @@ pub struct Summary {
     pub architecture: String,
     /// Layers by kind, e.g. `52 layers: 23 M, 23 E, 6 *`.
     pub layers: String,
+    /// Those of what is written, where they are others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_layers: Option<String>,
     /// Stored pieces of tensors.
     pub chunks: u64,
     /// Opaque objects.

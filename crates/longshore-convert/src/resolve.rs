@@ -74,6 +74,24 @@ pub enum Computed {
 }
 
 impl Recipe {
+    /// A tensor as it is stored, under another name; its first rows where fewer are declared.
+    pub(crate) fn copy(name: &str, declared: &Declared, tensor: SourceTensor) -> Self {
+        let (stored, shape) = (&tensor.shape, &declared.shape);
+        let len = shape.iter().product();
+        let region = match (stored.first(), shape.first()) {
+            (Some(&all), Some(&rows)) if rows < all => Region::rows(all, 0..rows, shape[1..].iter().product()),
+            _ => Region::all(len),
+        };
+        Self {
+            name: name.into(),
+            dtype: tensor.dtype,
+            shape: shape.clone(),
+            parts: vec![Part { target: Region::all(len), source: Some((Arc::new(tensor), region)) }],
+            declared: declared.clone(),
+            computed: None,
+        }
+    }
+
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         self.shape.iter().product::<u64>() * self.dtype.size()

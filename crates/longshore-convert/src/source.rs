@@ -55,7 +55,11 @@ impl Source {
                 let rows = model.config.vocab_size;
                 (model, rows, None)
             }
-            Format::TorchDist => torch_dist(&mut catalog, base)?,
+            Format::TorchDist => {
+                let mut opened = torch_dist(&mut catalog, base)?;
+                note_padding(&mut opened.0, opened.1);
+                opened
+            }
         };
         let config = &model.config;
         let canonical = (model.architecture.mapping)(config, &SpecKeys::CANONICAL, config.vocab_size);
@@ -243,6 +247,14 @@ fn no_overflow(name: &str, dtype: Dtype, overflows: u64) -> Result<()> {
     Err(Error::Refused(vec![Problem::Loss { tensor: name.into(), what }]))
 }
 
+/// A note where the vocabulary has rows past its last token, for those who leave them out.
+pub(crate) fn note_padding(model: &mut Model, rows: u64) {
+    if rows > model.config.vocab_size {
+        let text = format!("rows {} to {rows} of the vocabulary are padding and are not read", model.config.vocab_size);
+        model.notes.push(Note::new(NoteKind::Ignored, text));
+    }
+}
+
 type Stored = Option<(Quantization, Calibrated)>;
 
 /// The model of a Hugging Face folder, and its packed weights, which the catalog then shows as plain ones.
@@ -283,10 +295,6 @@ pub(crate) fn torch_dist(catalog: &mut Catalog, base: Option<&Path>) -> Result<(
     }
     let rows = stored_vocab(catalog).unwrap_or(model.config.vocab_size).max(model.config.vocab_size);
     check_vocabulary(&model.config, rows, &catalog.folder)?;
-    if rows > model.config.vocab_size {
-        let text = format!("rows {} to {rows} of the vocabulary are padding and are not read", model.config.vocab_size);
-        model.notes.push(Note::new(NoteKind::Ignored, text));
-    }
     let quantized = stored::read(catalog, &mut model)?;
     Ok((model, rows, quantized))
 }

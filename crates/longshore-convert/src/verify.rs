@@ -4,6 +4,7 @@ use crate::compare::{Side, check_cancelled, compare, pair, parallel};
 use crate::gather::{BAND, Gather, bands};
 use crate::manifest::{self, Manifest};
 use crate::model::read_manifest;
+use crate::plan::is_mtp;
 use crate::progress::Progress;
 use crate::resolve::{OpenFiles, Recipe};
 use crate::run::crc_of;
@@ -342,16 +343,35 @@ pub fn verify_against(
     let pairs = pair(&ours, &theirs)?;
     report.notes.extend(pairs.notes);
     report.problems.extend(pairs.problems);
-    let dropped = |name: &String| manifest.as_ref().is_some_and(|m| m.origin.dropped.contains(name));
+    let origin = manifest.as_ref().map(|m| &m.origin);
+    let from_base: BTreeSet<&String> = origin.iter().flat_map(|o| &o.from_base).collect();
+    let (mut lent, mut without_mtp) = (0, 0);
     for name in pairs.only_a {
-        report.problems.push(damaged(name, "", "the source has no such tensor"));
+        if from_base.contains(&name) {
+            lent += 1;
+        } else {
+            report.problems.push(damaged(name, "", "the source has no such tensor"));
+        }
     }
+    // The names may be those of either side.
+    let mtp_dropped = origin.is_some_and(|o| o.dropped.iter().any(|name| is_mtp(name)))
+        && !ours.catalog.tensors.keys().any(|name| is_mtp(name));
     for name in pairs.only_b {
-        if dropped(&name) {
+        if mtp_dropped && is_mtp(&name) {
+            without_mtp += 1;
+        } else if origin.is_some_and(|o| o.dropped.contains(&name)) {
             report.notes.push(format!("`{name}` was left out on request"));
         } else {
             report.problems.push(Problem::Missing { tensor: name, rule: "it is in the source".into() });
         }
+    }
+    if lent > 0 {
+        report
+            .notes
+            .push(format!("{lent} tensors of MTP come from a base folder, not from the source (--mtp-from-base)"));
+    }
+    if without_mtp > 0 {
+        report.notes.push(format!("{without_mtp} tensors of MTP were left out on request (--mtp drop)"));
     }
     for (tensor, found, expected) in pairs.shapes {
         report.problems.push(Problem::Shape { tensor, file: String::new(), expected, found, rule: String::new() });

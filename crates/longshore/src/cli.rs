@@ -4,6 +4,7 @@
 //! reported, and `--help` must not depend on the environment. The help names them.
 
 pub(crate) mod calibration;
+pub(crate) mod cut;
 pub(crate) mod doctor;
 pub(crate) mod eval;
 pub(crate) mod quantize;
@@ -72,6 +73,8 @@ pub(crate) enum Command {
     Quantize(Box<quantize::QuantizeArgs>),
     /// Write a Hugging Face folder from a Megatron checkpoint, its quantizers included
     Export(ExportArgs),
+    /// Make a smaller model of the same format: some of the layers, some of the experts
+    Cut(Box<cut::CutArgs>),
     /// Complete prompts with the model of a checkpoint
     Generate(Box<run::GenerateArgs>),
     /// Compare the logits of two checkpoints, or of two precisions
@@ -107,6 +110,7 @@ impl Command {
             Self::Convert(_) | Self::Import(_) | Self::Plan(_) => "convert",
             Self::Quantize(_) => "quantize",
             Self::Export(_) => "export",
+            Self::Cut(_) => "cut",
             Self::Generate(_) => "generate",
             Self::Logits(_) => "logits",
             Self::Eval(_) => "eval",
@@ -218,6 +222,12 @@ pub(crate) struct WriteArgs {
     /// Element type: keep, bf16, fp16 or fp32; parameters that must stay float32 do [default: keep]
     #[arg(long, value_enum, value_name = "TYPE", hide_possible_values = true)]
     pub(crate) dtype: Option<DtypeName>,
+    /// Multi-token prediction: keep (as the source has it) or drop [default: keep]
+    #[arg(long, value_enum, value_name = "WHAT", hide_possible_values = true)]
+    pub(crate) mtp: Option<MtpArg>,
+    /// Copy the MTP tensors of --base, for a Megatron checkpoint without them
+    #[arg(long, conflicts_with = "mtp")]
+    pub(crate) mtp_from_base: bool,
     /// Rows of the vocabulary of a Hugging Face output, where a padded checkpoint does not say
     #[arg(long, value_name = "N", value_parser = positive())]
     pub(crate) vocab_size: Option<u64>,
@@ -236,6 +246,12 @@ pub(crate) struct WriteArgs {
     /// Print the plan and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MtpArg {
+    Keep,
+    Drop,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -145,6 +145,12 @@ fn refused(problems: &[Problem]) -> Option<String> {
     if any(|p| matches!(p, Problem::Damaged { .. })) {
         return Some("fetch the source again; `longshore verify` checks it".into());
     }
+    if any(|p| matches!(p, Problem::Mtp { .. })) {
+        return Some(
+            "`--mtp drop` (convert, export, cut) writes a config without MTP; `--mtp-from-base` (export) copies the tensors of `--base DIR`"
+                .into(),
+        );
+    }
     if any(|p| matches!(p, Problem::Missing { .. } | Problem::Shape { .. } | Problem::Unmapped { .. })) {
         return Some("the config decides names and shapes; compare it with `longshore inspect`".into());
     }

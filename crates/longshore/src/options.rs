@@ -3,21 +3,23 @@
 //!
 //! Everything here is a function of the arguments and an [`Env`]; nothing looks at the process or the disk.
 
+mod cut;
+
+pub(crate) use cut::cut;
+
 use crate::cli::quantize::{Compat, QuantizeArgs};
-use crate::cli::{ConvertArgs, DtypeName, ExportArgs, MegatronArgs, Norms, Spec, Target, WriteArgs};
+use crate::cli::{ConvertArgs, DtypeName, ExportArgs, MegatronArgs, MtpArg, Norms, Spec, Target, WriteArgs};
 use crate::error::UsageError;
 use crate::extra_args::{self, Expected, Extra, Job};
 use longshore_ckpt::{Catalog, Dtype, Format};
-use longshore_convert::{DtypeChoice, ExportOptions, ImportOptions, Layout, NormKeys, SpecName, model};
+use longshore_convert::options::HF_FILE_SIZE;
+use longshore_convert::{DtypeChoice, ExportOptions, ImportOptions, Layout, MtpChoice, NormKeys, SpecName, model};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-
-/// Largest safetensors file in bytes, as in Hugging Face releases.
-pub(crate) const HF_FILE_SIZE: u64 = 5_000_000_000;
 
 /// Variables of the scripts that start processes or other programs: nothing a checkpoint shows.
 pub(crate) const IGNORED_VARIABLES: [&str; 8] =
@@ -139,8 +141,8 @@ impl StoredKeys {
 
 /// A writing command, resolved.
 #[derive(Debug)]
-pub(crate) struct WriteOptions {
-    pub(crate) direction: Direction,
+pub(crate) struct WriteOptions<D = Direction> {
+    pub(crate) direction: D,
     pub(crate) threads: usize,
     pub(crate) force: bool,
     pub(crate) dry_run: bool,
@@ -304,7 +306,8 @@ fn import_options(
     stored: Option<StoredKeys>,
     dequantize: bool,
 ) -> Result<WriteOptions, UsageError> {
-    refuse(&w.vocab_size.map(|_| "--vocab-size").into_iter().collect::<Vec<_>>(), "a torch_dist")?;
+    let given = [("--vocab-size", w.vocab_size.is_some()), ("--mtp-from-base", w.mtp_from_base)];
+    refuse(&given.into_iter().filter(|given| given.1).map(|given| given.0).collect::<Vec<_>>(), "a torch_dist")?;
     let mut extra = Extra::of(env, job)?;
     let mut c = Choices { env, list: Vec::new() };
     let spec_flag = if m.full_te_spec { Some(Spec::Te) } else { m.spec };
@@ -337,6 +340,7 @@ fn import_options(
         core_attention_states: core_attention_states(c.pick("mcore", m.mcore.clone().map(Some), None, None))?,
         dequantize: c.pick("dequantize", dequantize.then_some(true), None, false),
         allow_unmapped: c.pick("allow-unmapped", w.allow_unmapped.then_some(true), None, false),
+        mtp: c.pick("mtp", w.mtp.map(mtp_choice), None, MtpChoice::Keep),
         base: c.pick("base", w.base.clone().map(Some), None, None),
         max_file_size: c.pick("max-file-size", w.max_file_size.map(Some), None, None),
     };
@@ -357,6 +361,8 @@ fn export_options(
     let options = ExportOptions {
         base: c.record("base", base.map(|given| given.value), base_origin),
         dtype: c.dtype(w.dtype, &extra),
+        mtp: c.pick("mtp", w.mtp.map(mtp_choice), None, MtpChoice::Keep),
+        mtp_from_base: c.pick("mtp-from-base", w.mtp_from_base.then_some(true), None, false),
         vocab_size: c.pick("vocab-size", w.vocab_size.map(Some), None, None),
         allow_unmapped: c.pick("allow-unmapped", w.allow_unmapped.then_some(true), None, false),
         max_file_size: c.pick("max-file-size", w.max_file_size, None, HF_FILE_SIZE),
@@ -407,7 +413,7 @@ impl Choices<'_> {
         self.pick("dtype", flag.map(dtype_choice), extra.dtype.map(DtypeChoice::Cast), DtypeChoice::Keep)
     }
 
-    fn finish(mut self, direction: Direction, w: &WriteArgs, extra: Extra) -> WriteOptions {
+    fn finish<D>(mut self, direction: D, w: &WriteArgs, extra: Extra) -> WriteOptions<D> {
         let origin = if w.threads.is_some() { Origin::Flag } else { Origin::Default };
         let threads = self.record("threads", threads(w.threads), origin);
         let force = self.pick("force", w.force.then_some(true), None, false);
@@ -427,6 +433,13 @@ fn norm_keys(norms: Norms) -> NormKeys {
     match norms {
         Norms::Fused => NormKeys::Fused,
         Norms::Separate => NormKeys::Separate,
+    }
+}
+
+fn mtp_choice(mtp: MtpArg) -> MtpChoice {
+    match mtp {
+        MtpArg::Keep => MtpChoice::Keep,
+        MtpArg::Drop => MtpChoice::Drop,
     }
 }
 

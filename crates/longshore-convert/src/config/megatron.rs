@@ -318,13 +318,18 @@ fn model(config: &ModelConfig) -> Vec<(&'static str, Arg)> {
         out.push(("moe_ffn_hidden_size", m.expert_ffn.into()));
         out.push(("moe_shared_expert_intermediate_size", m.shared_ffn.into()));
         out.push(("moe_latent_size", m.latent.into()));
-        out.push(("moe_router_topk", m.top_k.into()));
+        // Neither is known where a checkpoint did not say it, and `None` would mean something.
+        if m.top_k > 0 {
+            out.push(("moe_router_topk", m.top_k.into()));
+        }
         out.push(("moe_router_num_groups", groups(m.n_group)));
         out.push(("moe_router_group_topk", groups(m.topk_group)));
         out.push(("moe_router_pre_softmax", false.into()));
         out.push(("moe_router_score_function", "sigmoid".into()));
         out.push(("moe_router_enable_expert_bias", true.into()));
-        out.push(("moe_router_topk_scaling_factor", m.routed_scaling_factor.into()));
+        if m.routed_scaling_factor > 0.0 {
+            out.push(("moe_router_topk_scaling_factor", m.routed_scaling_factor.into()));
+        }
     }
     out
 }

@@ -1,10 +1,12 @@
 //! The small files that travel with the weights: config, generation config, tokenizer, template, custom code.
 
-use super::{Content, SmallFile};
+use super::{Content, SmallFile, model_error};
 use crate::Result;
+use crate::config::hf::nemotron_h::{Reduced, reduced_fields};
+use crate::config::{hf, json, text};
 use crate::quantized::hf_config::remove;
 use longshore_ckpt::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Largest companion: tokenizers of 250k tokens are about 35 MB.
 const MAX_SIZE: u64 = 256 << 20;
@@ -57,9 +59,8 @@ pub(super) fn collect(folder: &Path, prefix: &str, links: Links) -> Result<Vec<S
 
 /// Makes the small files those of a model that is not quantized.
 pub(super) fn dequantized(small: &mut Vec<SmallFile>) -> Result<()> {
-    let is = |file: &SmallFile, name: &str| file.name == name || file.name.ends_with(&format!("/{name}"));
-    small.retain(|file| !is(file, "hf_quant_config.json"));
-    for file in small.iter_mut().filter(|file| is(file, "config.json")) {
+    small.retain(|file| !file.is("hf_quant_config.json"));
+    for file in small.iter_mut().filter(|file| file.is("config.json")) {
         let text = String::from_utf8_lossy(&file.bytes()?).into_owned();
         if let Some(removed) = remove(&text) {
             file.content = Content::Bytes(removed.into_bytes());
@@ -68,7 +69,43 @@ pub(super) fn dequantized(small: &mut Vec<SmallFile>) -> Result<()> {
     Ok(())
 }
 
+/// Makes config.json that of a model made of parts of the one it describes. It is read back: what a field elsewhere says
+/// could make another model of it.
+pub(super) fn reduced(small: &mut [SmallFile], reduced: &Reduced<'_>) -> Result<()> {
+    for file in small.iter_mut().filter(|file| file.is("config.json")) {
+        let (path, old) = (file.path(), String::from_utf8_lossy(&file.bytes()?).into_owned());
+        let parse = |text: &str| json::parse(text.as_bytes()).map_err(|e| e.in_file(&path, 0));
+        let fields = parse(&old)?.as_object().map(|object| reduced_fields(object, reduced)).unwrap_or_default();
+        if fields.is_empty() {
+            continue;
+        }
+        let new = text::replace(&old, &fields).map_err(|e| e.in_file(&path, 0))?;
+        let read = hf::read(&path.display().to_string(), &parse(&new)?).map_err(crate::Error::Refused)?.config;
+        let wanted = reduced.config;
+        let same_mtp =
+            read.mtp.as_ref().map(|m| (m.depth, &m.layers)) == wanted.mtp.as_ref().map(|m| (m.depth, &m.layers));
+        if read.layers != wanted.layers || !same_mtp {
+            return Err(model_error(&path, "its fields cannot be changed to describe the smaller model"));
+        }
+        file.content = Content::Bytes(new.into_bytes());
+    }
+    Ok(())
+}
+
 impl SmallFile {
+    /// Whether it is the file of this name, in whatever folder.
+    fn is(&self, name: &str) -> bool {
+        self.name.rsplit('/').next() == Some(name)
+    }
+
+    /// Where it comes from, for messages.
+    pub(super) fn path(&self) -> PathBuf {
+        match &self.content {
+            Content::Path(path, _) => path.clone(),
+            Content::Bytes(_) => PathBuf::from(&self.name),
+        }
+    }
+
     /// The bytes to write. Errors: the file changed since the plan was made.
     pub(crate) fn bytes(&self) -> Result<Vec<u8>> {
         match &self.content {

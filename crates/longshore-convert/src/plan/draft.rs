@@ -24,6 +24,8 @@ pub(super) struct Draft<'a> {
     /// `release` or `iter_*` inside the destination, for torch_dist.
     pub(super) inner: Option<String>,
     pub(super) config: ModelConfig,
+    /// The layers of the source in Megatron's letters.
+    pub(super) source_pattern: String,
     pub(super) mapping: Mapping,
     pub(super) recipes: Vec<Recipe>,
     pub(super) files: Vec<OutFile>,
@@ -32,6 +34,10 @@ pub(super) struct Draft<'a> {
     pub(super) dtypes: BTreeMap<String, Dtype>,
     /// Source tensors left out on request.
     pub(super) dropped: Vec<String>,
+    /// Output tensors that a base folder lends.
+    pub(super) from_base: Vec<String>,
+    /// Whether a source of torch_dist did not say which dtypes its Hugging Face tensors had.
+    pub(super) dtypes_unknown: bool,
     /// Whether every narrowing cast was found to keep all values.
     pub(super) casts_checked: bool,
     pub(super) notes: Vec<Note>,
@@ -57,7 +63,8 @@ impl Draft<'_> {
             source: Side {
                 format: catalog.format,
                 path: catalog.folder.clone(),
-                files: catalog.files.len() as u64,
+                // Those of a base folder are there by their whole path.
+                files: catalog.files.iter().filter(|file| Path::new(&file.name).is_relative()).count() as u64,
                 tensors: catalog.tensors.len() as u64,
                 bytes: catalog.total_size(),
             },
@@ -69,7 +76,8 @@ impl Draft<'_> {
                 bytes,
             },
             architecture: config.architecture.clone(),
-            layers: layers_text(&config.pattern()),
+            layers: layers_text(&self.source_pattern),
+            target_layers: (config.pattern() != self.source_pattern).then(|| layers_text(&config.pattern())),
             chunks: chunks as u64,
             objects: objects as u64,
             casts,
@@ -83,6 +91,8 @@ impl Draft<'_> {
             vocab_size: config.vocab_size,
             dtypes: self.dtypes,
             dropped: self.dropped,
+            from_base: self.from_base,
+            dtypes_unknown: self.dtypes_unknown,
         };
         let rules = rule_rows(&mapping);
         let destination = real_path(destination)?;

@@ -3,26 +3,26 @@
 use super::companions::Links;
 use super::draft::{Draft, unmapped};
 use super::layout::safetensors_files;
+use super::mtp;
 use super::{
     Content, Note, NoteKind, Plan, Quantized, SmallFile, already_quantized, companions, inexact_elements, is_widening,
     model_error, open_all,
 };
 use crate::arch::SpecKeys;
 use crate::compare::surplus;
+use crate::config::hf::nemotron_h::Reduced;
 use crate::config::{ModelConfig, megatron, release};
 use crate::error::Problem;
 use crate::mapping::{Declared, Mapping, Precision};
 use crate::model::{Model, check_vocabulary, read_manifest, spec_keys, stored_vocab};
-use crate::options::{DtypeChoice, ExportOptions};
+use crate::options::{DtypeChoice, ExportOptions, MtpChoice};
 use crate::quantized::overlay::HfForm;
 use crate::quantized::{Calibrated, Quantization, exported, hf_config, overlay, stored};
-use crate::region::Region;
-use crate::resolve::{Direction, DtypeRule, OpenFiles, Part, Recipe, Resolved, is_float, locate, resolve};
+use crate::resolve::{Direction, DtypeRule, OpenFiles, Recipe, Resolved, is_float, locate, resolve};
 use crate::{Error, Result, source};
 use longshore_ckpt::{Catalog, Dtype, Format, fs};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// Keys of training state that no model needs: optimizer, scheduler, RNG, rerun state.
 const TRAINING_STATE: [&str; 5] =
@@ -48,7 +48,7 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
     if catalog.format != Format::TorchDist && quantized.is_none() {
         return Err(model_error(source, "not a torch_dist checkpoint but a Hugging Face folder"));
     }
-    let Opened { folder, config, mapping, direction, mut notes, mut problems, recorded, settled, stored } =
+    let Opened { folder, config, mapping, trunk, lent, direction, mut notes, mut problems, recorded, settled, stored } =
         open(&mut catalog, options)?;
     if quantized.is_some() && stored.is_some() {
         return Err(already_quantized(&catalog.folder));
@@ -59,11 +59,12 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
         (_, DtypeChoice::Cast(dtype)) => dtype,
     };
     let mut resolved = match direction {
-        Direction::Export => resolve(&mapping, &catalog, direction, &dtype)?,
+        Direction::Export => resolve(trunk.as_ref().unwrap_or(&mapping), &catalog, direction, &dtype)?,
         Direction::Import => identities(&mapping, &catalog, &dtype)?,
     };
     problems.append(&mut resolved.problems);
-    unmapped(&resolved.unmapped, &catalog, options.allow_unmapped, &mut problems, &mut notes);
+    let told = options.mtp == MtpChoice::Drop || options.mtp_from_base;
+    unmapped(&mtp::untold(&resolved.unmapped, told), &catalog, options.allow_unmapped, &mut problems, &mut notes);
     let mut recipes = resolved.recipes;
     if problems.is_empty() && direction == Direction::Export {
         let files = open_all(&catalog)?;
@@ -100,6 +101,9 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
             vec![SmallFile { name: "config.json".into(), content: Content::Bytes(bytes) }]
         }
     };
+    if options.mtp == MtpChoice::Drop {
+        companions::reduced(&mut small, &Reduced::without_mtp(&config))?;
+    }
     if let (Some(_), DtypeChoice::Cast(dtype)) = (&folder, options.dtype) {
         rename_dtype(&mut small, dtype, &mut notes)?;
     }
@@ -113,6 +117,11 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
         recipes = overlay::hugging_face(recipes, &mapping, quantization, calibrated, form).map_err(Error::Refused)?;
         describe(&mut small, quantization, &mapping, form)?;
     }
+    let from_base = lent.iter().map(|recipe| recipe.name.clone()).collect();
+    recipes.extend(lent.into_iter().map(|recipe| {
+        let dtype = dtype(&recipe.name, &recipe.declared, recipe.dtype);
+        Recipe { dtype, ..recipe }
+    }));
     let (files, index) = safetensors_files(&recipes, options.max_file_size, applied.is_some());
     if let Some(index) = index {
         small.push(SmallFile { name: "model.safetensors.index.json".into(), content: Content::Bytes(index) });
@@ -122,6 +131,7 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
         catalog,
         destination,
         inner: None,
+        source_pattern: config.pattern(),
         config,
         mapping,
         recipes,
@@ -129,6 +139,8 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
         small,
         dtypes: BTreeMap::new(),
         dropped: resolved.unmapped,
+        from_base,
+        dtypes_unknown: false,
         casts_checked: options.dtype == DtypeChoice::Keep,
         notes,
     };
@@ -141,6 +153,10 @@ struct Opened {
     folder: Option<PathBuf>,
     config: ModelConfig,
     mapping: Mapping,
+    /// The mapping of what the checkpoint itself holds, where a base lends the rest.
+    trunk: Option<Mapping>,
+    /// What a base lends.
+    lent: Vec<Recipe>,
     /// Whose tensors it holds: [`Direction::Export`] of torch_dist, [`Direction::Import`] of a Hugging Face folder.
     direction: Direction,
     notes: Vec<Note>,
@@ -155,11 +171,12 @@ struct Opened {
 
 fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
     if catalog.format == Format::Safetensors {
-        let (model, packed) = source::hugging_face(catalog, options.base.as_deref())?;
+        let (mut model, packed) = source::hugging_face(catalog, options.base.as_deref())?;
         model.check_converted(&catalog.folder)?;
         if packed.is_some() {
             return Err(already_quantized(&catalog.folder));
         }
+        let problems = mtp::settle(&mut model, catalog, options.mtp).into_iter().collect();
         let Model { config, architecture, folder, notes } = model;
         let mapping = (architecture.mapping)(&config, &SpecKeys::CANONICAL, config.vocab_size);
         let (recorded, direction) = (BTreeMap::new(), Direction::Import);
@@ -167,9 +184,11 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
             folder,
             config,
             mapping,
+            trunk: None,
+            lent: Vec::new(),
             direction,
             notes,
-            problems: Vec::new(),
+            problems,
             recorded,
             settled: true,
             stored: None,
@@ -178,12 +197,15 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
     let manifest = read_manifest(&catalog.folder)?;
     let mut model = Model::from_torch_dist(catalog, options.base.as_deref())?;
     model.check_converted(&catalog.folder)?;
-    model.settle_mtp(catalog.tensors.keys(), 1);
-    let Model { mut config, architecture, folder, mut notes } = model;
-    let mut problems = match (&folder, &catalog.common) {
-        (Some(_), Some(common)) => megatron::contradictions(&megatron::Args::from_common(common.root()), &config),
+    let mut problems = match (&model.folder, &catalog.common) {
+        (Some(_), Some(common)) => megatron::contradictions(&megatron::Args::from_common(common.root()), &model.config),
         _ => Vec::new(),
     };
+    if !options.mtp_from_base {
+        model.settle_mtp(catalog.tensors.keys(), 1);
+        problems.extend(mtp::settle(&mut model, catalog, options.mtp));
+    }
+    let Model { mut config, architecture, folder, mut notes } = model;
     let ignored = drop_training_state(catalog);
     if ignored > 0 {
         notes.push(Note::new(NoteKind::Ignored, format!("{ignored} entries of optimizer, scheduler and RNG state")));
@@ -204,18 +226,30 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
     }
     let rows = stored.max(config.vocab_size);
     check_vocabulary(&config, rows, &catalog.folder)?;
-    let mapping = (architecture.mapping)(&config, &spec_keys(catalog), rows);
+    let keys = spec_keys(catalog);
+    let mapping = |config: &ModelConfig| (architecture.mapping)(config, &keys, rows);
     let mut model = Model { config, architecture, folder, notes };
+    let (mut full, mut lent) = (None, Vec::new());
+    if options.mtp_from_base {
+        let mut found = mtp::from_base(catalog, &mut model, &mapping, options.base.as_deref())?;
+        problems.append(&mut found.problems);
+        lent = found.recipes;
+        full = Some(model.config.clone());
+        model.config.mtp = None;
+    }
     let stored = stored::read(catalog, &mut model)?;
-    let Model { config, folder, notes, .. } = model;
+    let Model { config: own, folder, notes, .. } = model;
+    let trunk = full.is_some().then(|| mapping(&own));
+    let config = full.unwrap_or(own);
+    let mapping = mapping(&config);
     let mut recorded = match &options.base {
         Some(base) => base_dtypes(base)?,
         None => BTreeMap::new(),
     };
-    let settled = manifest.is_some();
+    let settled = manifest.as_ref().is_some_and(|m| !m.origin.dtypes_unknown);
     recorded.extend(manifest.map(|m| m.origin.dtypes).unwrap_or_default());
     let direction = Direction::Export;
-    Ok(Opened { folder, config, mapping, direction, notes, problems, recorded, settled, stored })
+    Ok(Opened { folder, config, mapping, trunk, lent, direction, notes, problems, recorded, settled, stored })
 }
 
 /// The tensors of a Hugging Face folder as they are, checked as for an import.
@@ -228,15 +262,8 @@ fn identities(mapping: &Mapping, catalog: &Catalog, dtype: DtypeRule<'_>) -> Res
     let mut files = OpenFiles::new(catalog);
     for name in &mapping.hf_order {
         let (Some(declared), Ok(tensor)) = (mapping.hf.get(name), locate(catalog, &mut files, name)?) else { continue };
-        let len = declared.shape.iter().product();
-        out.recipes.push(Recipe {
-            name: name.clone(),
-            dtype: dtype(name, declared, tensor.dtype),
-            shape: declared.shape.clone(),
-            parts: vec![Part { target: Region::all(len), source: Some((Arc::new(tensor), Region::all(len))) }],
-            declared: declared.clone(),
-            computed: None,
-        });
+        let copy = Recipe::copy(name, declared, tensor);
+        out.recipes.push(Recipe { dtype: dtype(name, declared, copy.dtype), ..copy });
     }
     Ok(out)
 }
@@ -248,10 +275,7 @@ fn describe(small: &mut Vec<SmallFile>, quantization: &Quantization, mapping: &M
     if let Some((hf_quant_config, quantization_config)) = described {
         if let Some(file) = small.iter_mut().find(|f| f.name == "config.json") {
             let text = String::from_utf8_lossy(&file.bytes()?).into_owned();
-            let path = match &file.content {
-                Content::Path(path, _) => path.clone(),
-                Content::Bytes(_) => PathBuf::from(&file.name),
-            };
+            let path = file.path();
             let inserted = hf_config::insert(&text, &quantization_config).map_err(|e| e.in_file(&path, 0))?;
             file.content = Content::Bytes(inserted.into_bytes());
         }

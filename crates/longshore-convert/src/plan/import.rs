@@ -3,14 +3,16 @@
 use super::companions::Links;
 use super::draft::{Draft, unmapped};
 use super::layout::torch_dist_files;
+use super::mtp;
 use super::recut::recut;
 use super::{Content, Note, NoteKind, Plan, Quantized, SmallFile, already_quantized, companions};
 use crate::arch::SpecKeys;
+use crate::config::hf::nemotron_h::Reduced;
 use crate::config::{ModelConfig, megatron};
 use crate::error::Problem;
 use crate::mapping::{Mapping, Place};
 use crate::model::{Model, TRAVELLING, spec_keys};
-use crate::options::{DtypeChoice, ImportOptions, Layout};
+use crate::options::{DtypeChoice, ImportOptions, Layout, MtpChoice};
 use crate::quantized::packed::PackedFolder;
 use crate::quantized::{objects, overlay};
 use crate::resolve::{Direction, Recipe, import_dtype, resolve};
@@ -71,7 +73,9 @@ fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: O
         problems.push(Problem::Option { option: "--iteration".into(), what: "is too large to be stored".into() });
     }
     problems.append(&mut resolved.problems);
-    unmapped(&resolved.unmapped, &catalog, options.allow_unmapped, &mut problems, &mut notes);
+    problems.append(&mut opened.problems);
+    let strangers = mtp::untold(&resolved.unmapped, options.mtp == MtpChoice::Drop);
+    unmapped(&strangers, &catalog, options.allow_unmapped, &mut problems, &mut notes);
     let mut recipes = resolved.recipes;
     if let Some(packed) = &mut opened.packed {
         problems.append(&mut packed.problems);
@@ -93,6 +97,9 @@ fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: O
     };
     if opened.packed.is_some() {
         companions::dequantized(&mut small)?;
+    }
+    if options.mtp == MtpChoice::Drop {
+        companions::reduced(&mut small, &Reduced::without_mtp(config))?;
     }
     if let Some(q) = quantized {
         if let Err(mut found) = overlay::megatron(&mut recipes, &mapping, q.quantization, q.calibrated) {
@@ -130,8 +137,11 @@ fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: O
         files,
         small,
         dropped: resolved.unmapped,
+        from_base: Vec::new(),
+        dtypes_unknown: false,
         casts_checked: false,
         notes,
+        source_pattern: config.pattern(),
         config: opened.model.config,
     };
     draft.finish(&(options, quantized.map(Quantized::fingerprint)))
@@ -145,29 +155,33 @@ struct Opened {
     links: Links,
     /// Its packed weights, where it is a Hugging Face folder.
     packed: Option<PackedFolder>,
+    problems: Vec<Problem>,
 }
 
 fn open(catalog: &mut Catalog, options: &ImportOptions) -> Result<Opened> {
     match catalog.format {
         Format::Safetensors => {
-            let (model, packed) = source::hugging_face(catalog, options.base.as_deref())?;
+            let (mut model, packed) = source::hugging_face(catalog, options.base.as_deref())?;
             model.check_converted(&catalog.folder)?;
-            Ok(Opened { model, stored: None, links: Links::Follow, packed })
+            let problems = mtp::settle(&mut model, catalog, options.mtp).into_iter().collect();
+            Ok(Opened { model, stored: None, links: Links::Follow, packed, problems })
         }
         Format::TorchDist => {
-            let (model, rows, quantized) = source::torch_dist(catalog, options.base.as_deref())?;
+            let (mut model, rows, quantized) = source::torch_dist(catalog, options.base.as_deref())?;
             if quantized.is_some() {
                 return Err(already_quantized(&catalog.folder));
             }
+            source::note_padding(&mut model, rows);
+            let problems = mtp::settle(&mut model, catalog, options.mtp).into_iter().collect();
             let stored = (model.architecture.mapping)(&model.config, &spec_keys(catalog), rows);
             let links = if options.base.is_some() { Links::Follow } else { Links::Refuse };
-            Ok(Opened { model, stored: Some(stored), links, packed: None })
+            Ok(Opened { model, stored: Some(stored), links, packed: None, problems })
         }
     }
 }
 
 /// The objects of a plain checkpoint: every extra state is empty.
-fn with_empty_states(objects: &BTreeMap<String, Place>) -> BTreeMap<String, (Place, Arc<[u8]>)> {
+pub(super) fn with_empty_states(objects: &BTreeMap<String, Place>) -> BTreeMap<String, (Place, Arc<[u8]>)> {
     let empty: Arc<[u8]> = item::empty_extra_state().into();
     objects.iter().map(|(name, place)| (name.clone(), (*place, Arc::clone(&empty)))).collect()
 }
@@ -215,7 +229,7 @@ fn padded_vocab(vocab: u64, hidden: u64, options: &ImportOptions) -> Result<u64>
 }
 
 /// The dtype of the bulk of the parameters, which the stored arguments name.
-fn params_dtype(choice: DtypeChoice, recipes: &[Recipe]) -> Option<Dtype> {
+pub(super) fn params_dtype(choice: DtypeChoice, recipes: &[Recipe]) -> Option<Dtype> {
     if let DtypeChoice::Cast(dtype) = choice {
         return Some(dtype);
     }
@@ -234,7 +248,7 @@ fn origin_dtypes(recipes: &[Recipe]) -> BTreeMap<String, Dtype> {
 }
 
 /// What `common.pt` holds, see `docs/torch_dist.md`. `save_checkpoint(1, …, release=True)` stores iteration 1.
-fn common_state(arguments: Vec<(String, Plain)>, iteration: Option<u64>, single_experts: bool) -> Plain {
+pub(super) fn common_state(arguments: Vec<(String, Plain)>, iteration: Option<u64>, single_experts: bool) -> Plain {
     let text = |s: &str| Plain::Str(s.into());
     let content = vec![
         (text("singleton_local_shards"), Plain::Bool(single_experts)),

@@ -6,7 +6,7 @@ use longshore_convert::arch::{self, SpecKeys};
 use longshore_convert::diff::{DiffEntry, DiffOptions, DiffReport, Difference, Tolerance, diff};
 use longshore_convert::mapping::{Declared, Mapping, Precision};
 use longshore_convert::model::Model;
-use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, NormKeys, SpecName};
+use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, MtpChoice, NormKeys, SpecName};
 use longshore_convert::plan::{plan_export, plan_import};
 use longshore_convert::progress::Silent;
 use longshore_convert::run::{RunOptions, execute};
@@ -196,6 +196,8 @@ fn an_export_of_megatrons_checkpoint_is_the_model_it_was_made_from() {
             dtype: DtypeChoice::Keep,
             vocab_size: None,
             allow_unmapped: false,
+            mtp: MtpChoice::Keep,
+            mtp_from_base: false,
             max_file_size: 5_000_000_000,
             compat_modelopt: false,
         };
@@ -243,6 +245,7 @@ fn a_conversion_equals_the_checkpoint_that_megatron_wrote() {
             core_attention_states: false,
             dequantize: false,
             allow_unmapped: false,
+            mtp: MtpChoice::Keep,
             base: None,
             max_file_size: Some(1 << 16),
         };

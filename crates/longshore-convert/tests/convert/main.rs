@@ -3,12 +3,14 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says what it skips")]
 
 mod casts;
+mod cut;
 mod gather;
 mod golden;
 mod hf_folder;
 mod llama;
 #[path = "../../../longshore-infer/tests/llama/folder.rs"]
 mod llama_folder;
+mod mtp;
 mod properties;
 mod quant_state;
 mod quantized;

@@ -7,7 +7,7 @@ use longshore_convert::arch::{self, SpecKeys};
 use longshore_convert::config::{Activation, Attention, LayerSpec, Mamba, Mlp, ModelConfig, Moe, Mtp, release};
 use longshore_convert::content::content_hash;
 use longshore_convert::manifest;
-use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, NormKeys, SpecName};
+use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, MtpChoice, NormKeys, SpecName};
 use longshore_convert::plan::{plan_export, plan_import};
 use longshore_convert::progress::Silent;
 use longshore_convert::run::{RunOptions, execute};
@@ -23,7 +23,7 @@ fn patterns() -> impl Strategy<Value = (Vec<char>, Vec<char>)> {
 }
 
 /// A small model that can be cut for tensor parallelism of `tp`.
-fn config(tp: u64) -> impl Strategy<Value = ModelConfig> {
+pub(crate) fn config(tp: u64) -> impl Strategy<Value = ModelConfig> {
     let mamba = (1u64..3, 1u64..3, 1u64..4, 1u64..4).prop_map(move |(groups, per_group, head_dim, state)| Mamba {
         heads: tp * groups * per_group,
         head_dim,
@@ -83,7 +83,7 @@ fn spec_and_norms() -> impl Strategy<Value = (SpecName, NormKeys)> {
     ])
 }
 
-fn import_options() -> impl Strategy<Value = ImportOptions> {
+pub(crate) fn import_options() -> impl Strategy<Value = ImportOptions> {
     let layout = (1u64..4, 1u64..3).prop_map(|(tp, etp)| Layout { tp, pp: 1, ep: 1, etp });
     let sizes = (prop::option::of(1u64..6), prop::option::of(Just(3)), prop::option::of(1u64..3000), any::<bool>());
     (spec_and_norms(), layout, sizes).prop_map(|((spec, norms), layout, (multiple, iteration, max_file_size, core))| {
@@ -98,18 +98,19 @@ fn import_options() -> impl Strategy<Value = ImportOptions> {
             core_attention_states: core,
             dequantize: false,
             allow_unmapped: false,
+            mtp: MtpChoice::Keep,
             base: None,
             max_file_size,
         }
     })
 }
 
-fn case() -> impl Strategy<Value = (ModelConfig, ImportOptions)> {
+pub(crate) fn case() -> impl Strategy<Value = (ModelConfig, ImportOptions)> {
     import_options().prop_flat_map(|options| (config(options.layout.tp), Just(options)))
 }
 
 /// Tensors in several dtypes, as no release but many a fine-tuned model has them.
-fn tensors(config: &ModelConfig, rng: &mut Random) -> Vec<Tensor> {
+pub(crate) fn tensors(config: &ModelConfig, rng: &mut Random) -> Vec<Tensor> {
     let dtypes = [Dtype::Bfloat16, Dtype::Float16, Dtype::Float32];
     let params = dtypes[(rng.next() % 3) as usize];
     let mut tensors = declared(config, params);
@@ -122,17 +123,17 @@ fn tensors(config: &ModelConfig, rng: &mut Random) -> Vec<Tensor> {
 }
 
 /// Any bits at all, NaN with payloads included; of float16 only numbers, since the processor's casts quieten its NaNs.
-fn any_bits(rng: &mut Random, tensor: &Tensor, bytes: &mut [u8]) {
+pub(crate) fn any_bits(rng: &mut Random, tensor: &Tensor, bytes: &mut [u8]) {
     if tensor.dtype == Dtype::Float16 {
         return rng.finite(tensor, bytes);
     }
     bytes.fill_with(|| rng.next() as u8);
 }
 
-type Contents = BTreeMap<String, (Dtype, Vec<u64>, Vec<u8>)>;
+pub(crate) type Contents = BTreeMap<String, (Dtype, Vec<u64>, Vec<u8>)>;
 
 /// Every tensor of a Hugging Face folder, bytes and all.
-fn contents(folder: &Path) -> Contents {
+pub(crate) fn contents(folder: &Path) -> Contents {
     let catalog = Catalog::open(folder).unwrap();
     let files: Vec<Vec<u8>> = catalog.files.iter().map(|f| std::fs::read(folder.join(&f.name)).unwrap()).collect();
     let bytes = |info: &longshore_ckpt::TensorInfo| {
@@ -191,6 +192,8 @@ proptest! {
             dtype: DtypeChoice::Keep,
             vocab_size: None,
             allow_unmapped: false,
+            mtp: MtpChoice::Keep,
+            mtp_from_base: false,
             max_file_size: 1 + seed % 3000,
             compat_modelopt: false,
         };

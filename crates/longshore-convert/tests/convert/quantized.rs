@@ -3,7 +3,7 @@
 use crate::shared_data::shared;
 use longshore_ckpt::{Catalog, Dtype, Rect};
 use longshore_convert::model::Model;
-use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, NormKeys, SpecName};
+use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, MtpChoice, NormKeys, SpecName};
 use longshore_convert::plan::Quantized;
 use longshore_convert::progress::Silent;
 use longshore_convert::quantized::linear::Naming;
@@ -29,6 +29,8 @@ fn export_options() -> ExportOptions {
         dtype: DtypeChoice::Keep,
         vocab_size: None,
         allow_unmapped: false,
+        mtp: MtpChoice::Keep,
+        mtp_from_base: false,
         max_file_size: 1 << 40,
         compat_modelopt: false,
     }
@@ -47,6 +49,7 @@ fn import_options(spec: SpecName) -> ImportOptions {
         core_attention_states: false,
         dequantize: false,
         allow_unmapped: false,
+        mtp: MtpChoice::Keep,
         base: None,
         max_file_size: None,
     }

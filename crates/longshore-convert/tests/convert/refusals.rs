@@ -6,7 +6,7 @@ use crate::snapshots::{filters, model};
 use longshore_ckpt::Dtype;
 use longshore_convert::config::{ModelConfig, release};
 use longshore_convert::diff::{DiffOptions, Difference, Tolerance, diff};
-use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, NormKeys, SpecName};
+use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, MtpChoice, NormKeys, SpecName};
 use longshore_convert::plan::{Plan, plan_export, plan_import};
 use longshore_convert::progress::Silent;
 use longshore_convert::run::{RunOptions, execute};
@@ -32,6 +32,7 @@ pub(crate) fn import_options() -> ImportOptions {
         core_attention_states: false,
         dequantize: false,
         allow_unmapped: false,
+        mtp: MtpChoice::Keep,
         base: None,
         max_file_size: None,
     }
@@ -44,6 +45,8 @@ pub(crate) fn export_options() -> ExportOptions {
         dtype,
         vocab_size: None,
         allow_unmapped: false,
+        mtp: MtpChoice::Keep,
+        mtp_from_base: false,
         max_file_size: 1 << 30,
         compat_modelopt: false,
     }

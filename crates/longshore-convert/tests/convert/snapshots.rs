@@ -100,6 +100,7 @@ fn problems() -> Vec<Problem> {
         Problem::Damaged { tensor: tensor(), file: file(), what: what("the checksum differs") },
         Problem::Config { file: what("config.json"), field: what("hidden_size"), what: what("missing") },
         Problem::Loss { tensor: tensor(), what: what("3 values are too large for float16") },
+        Problem::Mtp { config: what("config.json"), depth: 2 },
         Problem::Option { option: what("--tp"), what: what("3 does not divide num_attention_heads (4)") },
     ]
 }

@@ -18,7 +18,7 @@ use longshore_convert::diff::{DiffOptions, Tolerance, diff};
 use longshore_convert::run::{RunOptions, execute};
 use longshore_convert::source::Source;
 use longshore_convert::verify::{VerifyOptions, VerifyReport, verify, verify_against};
-use longshore_convert::{DtypeChoice, ExportOptions, ImportOptions, Layout, NormKeys, Plan, SpecName};
+use longshore_convert::{DtypeChoice, ExportOptions, ImportOptions, Layout, MtpChoice, NormKeys, Plan, SpecName};
 use longshore_convert::{plan_export, plan_import};
 use longshore_infer::backend::cpu::{Cpu, Precision};
 use longshore_infer::generate::GenerateOptions;
@@ -230,6 +230,7 @@ fn import_options(spec: SpecName, norms: NormKeys) -> ImportOptions {
         core_attention_states: false,
         dequantize: false,
         allow_unmapped: false,
+        mtp: MtpChoice::Keep,
         base: None,
         max_file_size: None,
     }
@@ -241,7 +242,9 @@ fn export_options() -> ExportOptions {
         dtype: DtypeChoice::Keep,
         vocab_size: None,
         allow_unmapped: false,
-        max_file_size: crate::options::HF_FILE_SIZE,
+        mtp: MtpChoice::Keep,
+        mtp_from_base: false,
+        max_file_size: longshore_convert::options::HF_FILE_SIZE,
         compat_modelopt: false,
     }
 }

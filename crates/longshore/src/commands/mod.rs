@@ -2,6 +2,7 @@
 
 mod arch;
 mod convert;
+mod cut;
 mod demo;
 mod diff;
 mod doctor;
@@ -46,6 +47,7 @@ pub(crate) fn run(command: &Command, env: &Env, report: &Report) -> Result<Answe
         }
         Command::Quantize(args) => quantize::run(args, env, report),
         Command::Export(args) => export::run(args, env, report),
+        Command::Cut(args) => cut::run(args, env, report),
         Command::Generate(args) => generate::run(args, env, report),
         Command::Logits(args) => logits::run(args, env, report),
         Command::Eval(args) => eval::run(args, env, report),

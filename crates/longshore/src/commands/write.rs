@@ -10,7 +10,7 @@ use anyhow::Result;
 use longshore_ckpt::Format;
 use longshore_convert::plan::{NoteKind, Summary};
 use longshore_convert::run::{self, RunOptions, execute};
-use longshore_convert::{DtypeChoice, Error, Plan, plan_export, plan_import};
+use longshore_convert::{Error, Plan, plan_export, plan_import};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -27,10 +27,21 @@ pub(super) struct Paths {
 /// Plans, prints the plan, and unless it is a dry run writes.
 pub(super) fn run(command: &str, paths: &Paths, options: &WriteOptions, report: &Report) -> Result<Answer> {
     let started = Instant::now();
-    let plan = plan(paths, options, report)?;
+    planned(command, paths, &plan(paths, options, report)?, options, started, report)
+}
+
+/// Prints a plan, made since `started`, and unless it is a dry run writes.
+pub(super) fn planned<D>(
+    command: &str,
+    paths: &Paths,
+    plan: &Plan,
+    options: &WriteOptions<D>,
+    started: Instant,
+    report: &Report,
+) -> Result<Answer> {
     let plan_seconds = started.elapsed().as_secs_f64();
     let unused = [options.unused.clone(), model_args::unchecked(&options.expected, plan.config())].concat();
-    say_plan(&plan, paths, options, &unused, report);
+    say_plan(plan, paths, options, &unused, report);
     let mut fields = json!({
         "dry_run": options.dry_run,
         "options": choices(paths, &options.choices),
@@ -45,10 +56,10 @@ pub(super) fn run(command: &str, paths: &Paths, options: &WriteOptions, report: 
         fields["timings"] = json!({"plan_seconds": plan_seconds});
         fields["peak_memory"] = json!(peak_memory());
         if !report.is_json() {
-            report.data(&plan_table(&plan, report.verbosity() > 0))?;
+            report.data(&plan_table(plan, report.verbosity() > 0))?;
         }
     } else {
-        fields["result"] = json!(execute_plan(&plan, options, started, report)?);
+        fields["result"] = json!(execute_plan(plan, options, started, report)?);
         fields["timings"] = json!({"plan_seconds": plan_seconds, "total_seconds": started.elapsed().as_secs_f64()});
         fields["peak_memory"] = json!(peak_memory());
     }
@@ -59,9 +70,9 @@ pub(super) fn run(command: &str, paths: &Paths, options: &WriteOptions, report: 
 }
 
 /// Writes what is planned and says so.
-pub(super) fn execute_plan(
+pub(super) fn execute_plan<D>(
     plan: &Plan,
-    options: &WriteOptions,
+    options: &WriteOptions<D>,
     started: Instant,
     report: &Report,
 ) -> Result<run::Report> {
@@ -88,7 +99,7 @@ fn plan(paths: &Paths, options: &WriteOptions, report: &Report) -> Result<Plan> 
     Ok(plan)
 }
 
-fn say_plan(plan: &Plan, paths: &Paths, options: &WriteOptions, unused: &[String], report: &Report) {
+fn say_plan<D>(plan: &Plan, paths: &Paths, options: &WriteOptions<D>, unused: &[String], report: &Report) {
     let summary = plan.summary();
     report.status("Source", &source_line(summary, paths));
     report.status("Target", &target_line(summary, paths, options));
@@ -124,10 +135,11 @@ pub(super) fn source_line(summary: &Summary, paths: &Paths) -> String {
     )
 }
 
-pub(super) fn target_line(summary: &Summary, paths: &Paths, options: &WriteOptions) -> String {
+pub(super) fn target_line<D>(summary: &Summary, paths: &Paths, options: &WriteOptions<D>) -> String {
     let side = &summary.target;
     let mut parts = vec![format_name(side.format).to_owned()];
-    parts.extend(shown_options(options));
+    parts.extend(shown_options(&options.choices));
+    parts.extend(summary.target_layers.clone());
     parts.push(counted(side.files, "file"));
     parts.push(match side.format {
         Format::TorchDist => counted(summary.chunks, "chunk"),
@@ -142,35 +154,30 @@ pub(super) fn target_line(summary: &Summary, paths: &Paths, options: &WriteOptio
 }
 
 /// The options that name the output: the spec always, others where they are not the default; variables are named.
-fn shown_options(options: &WriteOptions) -> Vec<String> {
-    let shown = |name: &str, text: String| {
-        let choice = options.choices.iter().find(|choice| choice.name == name)?;
+fn shown_options(choices: &[Choice]) -> Vec<String> {
+    const SHOWN: [&str; 11] = ["spec", "norms", "tp", "pp", "ep", "etp", "dtype", "base", "layers", "experts", "mtp"];
+    let shown = |name: &str| {
+        let choice = choices.iter().find(|choice| choice.name == name)?;
+        let text = match (name, &choice.value) {
+            (_, Value::Null) => return None,
+            ("spec" | "norms" | "experts", value) => format!("{} {name}", plain(value)),
+            ("dtype", Value::String(_)) => "dtypes kept".to_owned(),
+            ("dtype", cast) => cast.as_object().and_then(|cast| cast.values().next()).map(plain)?,
+            ("mtp", value) => format!("MTP {}", if value == "drop" { "dropped" } else { "kept" }),
+            (_, value) => format!("{name} {}", plain(value)),
+        };
         match choice.origin {
             Origin::Default => (name == "spec").then_some(text),
             Origin::Flag => Some(text),
             Origin::Variable(_) => Some(format!("{text} ({})", choice.origin)),
         }
     };
-    let mut parts = Vec::new();
-    let dtype = |dtype: DtypeChoice| match dtype {
-        DtypeChoice::Keep => "dtypes kept".to_owned(),
-        DtypeChoice::Cast(dtype) => dtype.to_string(),
-    };
-    match &options.direction {
-        Direction::Import(o) => {
-            parts.extend(shown("spec", format!("{:?} spec", o.spec).to_lowercase()));
-            parts.extend(shown("norms", format!("{:?} norms", o.norms).to_lowercase()));
-            for (name, n) in [("tp", o.layout.tp), ("pp", o.layout.pp), ("ep", o.layout.ep), ("etp", o.layout.etp)] {
-                parts.extend(shown(name, format!("{name} {n}")));
-            }
-            parts.extend(shown("dtype", dtype(o.dtype)));
-        }
-        Direction::Export(o) => {
-            parts.extend(shown("dtype", dtype(o.dtype)));
-            parts.extend(o.base.as_ref().and_then(|base| shown("base", format!("base {}", base.display()))));
-        }
-    }
-    parts
+    SHOWN.into_iter().filter_map(shown).collect()
+}
+
+/// A value without quotes.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 pub(super) fn note_word(kind: NoteKind) -> &'static str {

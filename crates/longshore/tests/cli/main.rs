@@ -1,6 +1,7 @@
 //! The binary as users run it. One file per command; whole outputs are snapshots.
 
 mod convert;
+mod cut;
 mod demo;
 mod diff;
 mod doctor;

@@ -7,7 +7,7 @@ use super::Fields;
 use crate::config::json::number;
 use crate::config::pattern::{self, Pattern};
 use crate::config::{Activation, Attention, Forward, Kinds, Mamba, Mlp, ModelConfig, Moe, Mtp};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// `architectures[0]`.
 pub(crate) const ARCHITECTURE: &str = "NemotronHForCausalLM";
@@ -43,6 +43,56 @@ pub(super) fn read(f: &mut Fields<'_>) -> ModelConfig {
         intermediate_size: f.optional_size(&["intermediate_size"]),
         forward: f.forward(),
     }
+}
+
+/// A model made of parts of another.
+pub(crate) struct Reduced<'a> {
+    /// What it is.
+    pub(crate) config: &'a ModelConfig,
+    /// Which layers of the other's trunk it has, in order.
+    pub(crate) kept: Vec<usize>,
+    /// The sizes of its MoE layers, also where none is kept.
+    pub(crate) moe: Option<Moe>,
+}
+
+impl<'a> Reduced<'a> {
+    /// A model that has no multi-token prediction any more, and else everything.
+    pub(crate) fn without_mtp(config: &'a ModelConfig) -> Self {
+        Self { config, kept: (0..config.layers.len()).collect(), moe: config.kinds().moe }
+    }
+}
+
+/// The fields of `object`, the config.json of the model that `reduced` is made from, that say something else of it.
+pub(crate) fn reduced_fields(object: &Map<String, Value>, reduced: &Reduced<'_>) -> Vec<(&'static str, Value)> {
+    let Reduced { config, kept, moe } = reduced;
+    let mut fields = Vec::new();
+    for name in TRUNK {
+        let value = match object.get(name) {
+            // In the words of the list itself, of which there are two generations.
+            Some(Value::Array(names)) => kept.iter().filter_map(|&i| names.get(i).cloned()).collect(),
+            Some(Value::String(text)) => {
+                let (trunk, mtp) = (config.pattern(), text.find('/').filter(|_| config.mtp.is_some()));
+                let same = text.split('/').next().is_some_and(|old| old.replace('|', "") == trunk);
+                // Cuts of pipeline stages stay with the layers they cut.
+                let trunk = if same { text.split('/').next().unwrap_or_default() } else { &trunk };
+                Value::from(format!("{trunk}{}", mtp.map_or("", |at| &text[at..])))
+            }
+            _ => continue,
+        };
+        fields.push((name, value));
+    }
+    fields.push(("num_hidden_layers", config.layers.len().into()));
+    if let Some(moe) = moe {
+        fields.extend(["n_routed_experts", "num_local_experts"].map(|name| (name, moe.experts.into())));
+        fields.push(("num_experts_per_tok", moe.top_k.into()));
+        fields.push(("n_group", moe.n_group.into()));
+        fields.push(("topk_group", moe.topk_group.into()));
+    }
+    if config.mtp.is_none() {
+        fields.push(("num_nextn_predict_layers", 0.into()));
+    }
+    fields.retain(|(name, value)| object.get(*name).is_some_and(|old| !old.is_null() && old != value));
+    fields
 }
 
 impl Fields<'_> {

@@ -1,6 +1,6 @@
+use super::nemotron_h::{Reduced, reduced_fields};
 use super::*;
-use crate::config::ModelConfig;
-use crate::config::json;
+use crate::config::{LayerSpec, ModelConfig, Moe, json, text};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -264,4 +264,100 @@ fn problems_read_as_sentences() {
         "config     `dtype` in `config.json`: \"float16\" contradicts `torch_dtype` \"bfloat16\"",
     ];
     assert_eq!(text, expected);
+}
+
+/// A config of a model with every second layer of another, half of its experts and no MTP.
+fn halved(whole: &ModelConfig) -> (ModelConfig, Vec<usize>, Option<Moe>) {
+    let kept: Vec<usize> = (0..whole.layers.len()).step_by(2).collect();
+    let moe = whole.kinds().moe.map(|m| {
+        let (experts, n_group) = (m.experts.div_ceil(2), 1);
+        Moe { experts, top_k: m.top_k.min(experts), n_group, topk_group: 1, ..m }
+    });
+    let mut layers: Vec<LayerSpec> = kept.iter().map(|&i| whole.layers[i]).collect();
+    for layer in &mut layers {
+        if let (LayerSpec::Moe(_), Some(moe)) = (&layer, moe) {
+            *layer = LayerSpec::Moe(moe);
+        }
+    }
+    (ModelConfig { layers, mtp: None, ..whole.clone() }, kept, moe)
+}
+
+/// Every field of the text that is no longer what it was.
+fn changed(old: &str, new: &str) -> Vec<String> {
+    let parse = |text: &str| json::parse(text.as_bytes()).unwrap();
+    let (old, new) = (parse(old), parse(new));
+    let (old, new) = (old.as_object().unwrap(), new.as_object().unwrap());
+    assert!(old.keys().eq(new.keys()), "no field comes, goes or moves");
+    old.iter().filter(|(name, value)| new[*name] != **value).map(|(name, _)| name.clone()).collect()
+}
+
+fn reduce(text: &str, reduced: &Reduced<'_>) -> (String, Read) {
+    let value = json::parse(text.as_bytes()).unwrap();
+    let new = text::replace(text, &reduced_fields(value.as_object().unwrap(), reduced)).unwrap();
+    let read = read("config.json", &json::parse(new.as_bytes()).unwrap()).unwrap();
+    (new, read)
+}
+
+#[test]
+fn every_config_of_nvidia_can_describe_half_of_its_model() {
+    let Some(shared) = shared() else { return };
+    let mut seen = 0;
+    for entry in std::fs::read_dir(shared.join("data/configs/nvidia")).unwrap() {
+        let path = entry.unwrap().path().join("config.json");
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        let Ok(whole) = read("config.json", &json::parse(text.as_bytes()).unwrap()) else { continue };
+        if whole.config.architecture != nemotron_h::ARCHITECTURE {
+            continue;
+        }
+        let value = json::parse(text.as_bytes()).unwrap();
+        let found: Map<String, Value> =
+            text::entries(&text).into_iter().map(|e| (e.key, json::parse(text[e.value].as_bytes()).unwrap())).collect();
+        assert_eq!(Value::Object(found), value);
+        let (config, kept, moe) = halved(&whole.config);
+        let (new, read) = reduce(&text, &Reduced { config: &config, kept, moe });
+        assert_eq!(read.config, config, "{}", path.display());
+        let known = [
+            "hybrid_override_pattern",
+            "layers_block_type",
+            "num_hidden_layers",
+            "n_routed_experts",
+            "num_experts_per_tok",
+            "n_group",
+            "topk_group",
+            "num_nextn_predict_layers",
+        ];
+        let changed = changed(&text, &new);
+        assert!(changed.iter().all(|name| known.contains(&name.as_str())), "{}: {changed:?}", path.display());
+        assert!(changed.contains(&"num_hidden_layers".to_owned()) || !text.contains("num_hidden_layers"));
+
+        let all = reduce(
+            &text,
+            &Reduced {
+                config: &whole.config,
+                kept: (0..whole.config.layers.len()).collect(),
+                moe: whole.config.kinds().moe,
+            },
+        );
+        assert_eq!(all.0, text, "a model that is the same has the same config");
+        seen += 1;
+    }
+    assert!(seen > 5, "{seen}");
+}
+
+#[test]
+fn a_pattern_keeps_its_form_when_layers_or_mtp_go() {
+    let text = |pattern: &str| {
+        let mut object = example();
+        object.insert("hybrid_override_pattern".into(), pattern.into());
+        Value::Object(object).to_string()
+    };
+    let pattern =
+        |text: &str| json::parse(text.as_bytes()).unwrap()["hybrid_override_pattern"].as_str().unwrap().to_owned();
+    let old = text("ME*|-E/*E/*E");
+    let whole = read("config.json", &json::parse(old.as_bytes()).unwrap()).unwrap().config;
+    let (without, read) = reduce(&old, &Reduced::without_mtp(&ModelConfig { mtp: None, ..whole.clone() }));
+    assert_eq!((pattern(&without).as_str(), read.config.mtp), ("ME*|-E", None));
+    let config = ModelConfig { layers: whole.layers[1..].to_vec(), ..whole.clone() };
+    let (cut, read) = reduce(&old, &Reduced { config: &config, kept: (1..5).collect(), moe: whole.kinds().moe });
+    assert_eq!((pattern(&cut).as_str(), read.config), ("E*-E/*E/*E", config));
 }

@@ -1,10 +1,9 @@
 //! A key put into config.json without touching what is there.
 
 use crate::config::json;
+use crate::config::text::{indent, pretty};
 use longshore_ckpt::error::ParseError;
-use serde::Serialize;
 use serde_json::Value;
-use serde_json::ser::{PrettyFormatter, Serializer};
 
 /// The key in config.json.
 pub(in crate::quantized) const KEY: &str = "quantization_config";
@@ -29,22 +28,4 @@ pub fn insert(config_json: &str, value: &Value) -> Result<String, ParseError> {
         None if config.is_empty() => format!("{body}\"{KEY}\": {value}{tail}"),
         None => format!("{body}, \"{KEY}\": {value}{tail}"),
     })
-}
-
-/// What stands before the first key on its line; nothing where the file is one line.
-fn indent(text: &str) -> Option<&str> {
-    let first_key = text.find('"')?;
-    let line = text[..first_key].rfind('\n')? + 1;
-    let indent = &text[line..first_key];
-    indent.chars().all(|c| c == ' ' || c == '\t').then_some(indent)
-}
-
-fn pretty(value: &Value, indent: Option<&str>) -> Result<String, ParseError> {
-    let Some(indent) = indent else { return Ok(value.to_string()) };
-    let mut bytes = Vec::new();
-    let mut serializer = Serializer::with_formatter(&mut bytes, PrettyFormatter::with_indent(indent.as_bytes()));
-    value.serialize(&mut serializer).map_err(|e| ParseError::new(0u64, e.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|e| ParseError::new(0u64, e.to_string()))?;
-    // No string of JSON holds a line break.
-    Ok(text.replace('\n', &format!("\n{indent}")))
 }

@@ -1,59 +1,20 @@
 //! A key taken out of config.json without touching what else is there.
 
 use super::insert::KEY;
+use crate::config::text::entries;
 
 /// The text of a config.json without its top-level key `quantization_config`; `None` where it has none. The text parses.
 pub fn remove(config_json: &str) -> Option<String> {
-    let bytes = config_json.as_bytes();
-    let (mut depth, mut at, mut previous_comma, mut begin) = (0u32, 0, None, None);
-    while at < bytes.len() {
-        match bytes[at] {
-            b'"' => {
-                let end = string_end(bytes, at)?;
-                let after = bytes[end..].iter().position(|b| !b.is_ascii_whitespace()).map(|n| end + n);
-                let is_key = depth == 1 && after.is_some_and(|i| bytes[i] == b':');
-                if is_key && begin.is_none() && config_json[at..end] == format!("\"{KEY}\"") {
-                    begin = Some(at);
-                }
-                at = end;
-                continue;
-            }
-            b'{' | b'[' => depth += 1,
-            b'}' | b']' => {
-                depth = depth.checked_sub(1)?;
-                if depth == 0 {
-                    // It was the last key: the comma before it goes too.
-                    let begin = begin?;
-                    let from = previous_comma.unwrap_or(begin);
-                    let gap = config_json[..at].trim_end().len();
-                    return Some(format!("{}{}", &config_json[..from], &config_json[gap..]));
-                }
-            }
-            b',' if depth == 1 => match begin {
-                Some(begin) => {
-                    let next =
-                        bytes[at + 1..].iter().position(|b| !b.is_ascii_whitespace()).map_or(at + 1, |n| at + 1 + n);
-                    return Some(format!("{}{}", &config_json[..begin], &config_json[next..]));
-                }
-                None => previous_comma = Some(at),
-            },
-            _ => {}
-        }
-        at += 1;
-    }
-    None
-}
-
-/// The index after the closing quote of the string that begins at `at`.
-fn string_end(bytes: &[u8], at: usize) -> Option<usize> {
-    let mut i = at + 1;
-    loop {
-        match bytes.get(i)? {
-            b'\\' => i += 2,
-            b'"' => return Some(i + 1),
-            _ => i += 1,
-        }
-    }
+    let entries = entries(config_json);
+    let at = entries.iter().position(|entry| entry.key == KEY)?;
+    let entry = &entries[at];
+    let (from, to) = match (entries.get(at + 1), at.checked_sub(1)) {
+        (Some(next), _) => (entry.begin, next.begin),
+        // It was the last key: the comma before it goes too.
+        (None, Some(before)) => (entries[before].value.end, entry.value.end),
+        (None, None) => (entry.begin, entry.value.end),
+    };
+    Some(format!("{}{}", &config_json[..from], &config_json[to..]))
 }
 
 #[cfg(test)]
