@@ -1,7 +1,7 @@
 //! The attributes of every quantizer of a model, after all entries of a config.
 
-use super::choices::is_routine;
 use super::glob::Glob;
+use super::parts::is_routine;
 use super::{ConfigError, Entry, QuantConfig};
 use crate::Attributes;
 
