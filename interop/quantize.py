@@ -69,6 +69,7 @@ MORE = ["MXFP4_DEFAULT_CFG", "MXFP6_DEFAULT_CFG", "MXINT8_DEFAULT_CFG", "W4A8_NV
 # ModelOpt 0.47's own Megatron export ends with an exception where q, k and v share scales that are not one number; theirs is
 # compared with the export of transformers instead.
 NO_MEGATRON_EXPORT = ["FP8_PER_CHANNEL_PER_TOKEN_CFG", "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG", "INT8_DEFAULT_CFG", "INT8_WEIGHT_ONLY_CFG"]
+RECIPES = ["general/ptq/nvfp4_default-kv_fp8", "models/nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16/ptq/nvfp4-max-calib"]
 SQUARES = ["FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG"]      # of 128, which a half of in_proj's rows does not hold
 
 
@@ -411,6 +412,7 @@ class Checks:
         jobs += [(self.te, "moe", "FP8_DEFAULT_CFG+FP8_KV_CFG", "te", layouts + ([("--pp", 2), ("--tp", 2, "--ep", 2, "--etp", 2)] if a.full else []))]
         if not a.quick:
             jobs += [(self.te, "moe", c, "te", TWO[:1]) for c in ("NVFP4_DEFAULT_CFG+FP8_KV_CFG", "MXFP8_DEFAULT_CFG", "INT4_BLOCKWISE_WEIGHT_ONLY_CFG")]
+            jobs += [(self.te, "moe", recipe, "te", TWO[:1]) for recipe in RECIPES]
             jobs += [(self.te, "dense", "FP8_DEFAULT_CFG+FP8_KV_CFG", "te", TWO[:2] + [("--pp", 2)]), (self.te, "latent", "FP8_DEFAULT_CFG", "te", TWO[::2])]
             jobs += [(self.te, "latent", "NVFP4_DEFAULT_CFG", "te", TWO[:1]), (self.te, "mtp", "FP8_DEFAULT_CFG+FP8_KV_CFG", "te", TWO[:1])]
             jobs += [(self.te, "moe", c, form, TWO) for form in ("local", "local-fused") for c in ("FP8_DEFAULT_CFG", "FP8_DEFAULT_CFG+FP8_KV_CFG")]

@@ -11,7 +11,10 @@ def tokens(vocab=256):
 
 
 def config(name):
-    """NAME, or NAME+KV_NAME, of modelopt.torch.quantization."""
+    """NAME, or NAME+KV_NAME, of modelopt.torch.quantization, or a recipe's name."""
+    if "/" in name:
+        from modelopt.recipe import load_recipe
+        return load_recipe(name).quantize.model_dump()
     import modelopt.torch.quantization as mtq
     first, *rest = name.split("+")
     cfg = copy.deepcopy(getattr(mtq, first))

@@ -3,17 +3,20 @@
 //! them in a checkpoint.
 
 mod algorithm;
+mod builtin;
 mod choices;
 mod classify;
 mod dump;
 mod glob;
 mod parse;
+mod parts;
 mod plain;
 pub mod recipe;
 mod resolve;
 mod yaml;
 
 pub use algorithm::{Algorithm, Clip, Method, Sweep};
+pub use builtin::{BuiltIn, built_ins};
 pub use choices::{Choice, choices};
 pub use dump::{Buffer, QuantizerState, modelopt_state};
 pub use glob::Glob;
@@ -21,6 +24,7 @@ pub use plain::Plain;
 pub use resolve::{QuantizerSite, Resolution};
 
 use crate::Attributes;
+use parts::Stated;
 
 /// What can be wrong with a config.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,6 +48,12 @@ pub enum ConfigError {
         /// The field and what is wrong with it.
         what: String,
     },
+    /// A recipe that is neither a file nor built in.
+    #[error("there is no recipe `{0}`: no such file, and none of this name is built in")]
+    NoRecipe(String),
+    /// A recipe of ModelOpt's that has no built-in equivalent, and why.
+    #[error("recipe `{0}`: {1}")]
+    NotBuiltIn(String, &'static str),
     /// A file that is missing or cannot be read.
     #[error("{0}")]
     File(String),
@@ -111,6 +121,13 @@ impl QuantConfig {
                 Err(ConfigError::Unknown(name.to_owned(), all.join(", ")))
             }
         }
+    }
+
+    /// A config of these entries, with the algorithm as it is written.
+    fn stated(name: &str, entries: Vec<Entry>, algorithm: Stated) -> Result<Self, ConfigError> {
+        let stated_algorithm = algorithm.plain();
+        let algorithm = Algorithm::list(&stated_algorithm)?;
+        Ok(Self { name: name.to_owned(), entries, algorithm, stated_algorithm, effective_bits: None })
     }
 
     /// With a quantized KV cache: `none`, `fp8`, `fp8_affine`, `fp8_cast`, `nvfp4`, `nvfp4_affine`, `nvfp4_cast`,

@@ -2,17 +2,22 @@
 
 use crate::calibration::CalibrationError;
 use crate::error::{Unanswered, UsageError};
+use crate::nearest::nearest;
 use longshore_ckpt::Error as Checkpoint;
 use longshore_convert::{Error, Problem};
 use longshore_endpoint::Error as Endpoint;
 use longshore_infer::chat::ChatError;
 use longshore_infer::error::Error as Engine;
+use longshore_quant::config::{ConfigError, built_ins};
 use std::io::ErrorKind;
 
 /// What the user can do about `error`, where there is something.
 pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref() {
         return usage(error);
+    }
+    if let Some(error) = error.downcast_ref() {
+        return config(error);
     }
     match error.downcast_ref::<longshore_infer::error::Error>() {
         Some(Engine::Convert(error)) => return convert(error),
@@ -82,6 +87,20 @@ fn usage(error: &UsageError) -> Option<String> {
         }
         UsageError::Models { models, .. } if !models.is_empty() => "`--model NAME` names one".into(),
         UsageError::TokenizerSize { .. } => "`--tokenizer DIR` names the folder of the model's own".into(),
+        _ => return None,
+    })
+}
+
+fn config(error: &ConfigError) -> Option<String> {
+    let others = "`--recipe-dir DIR` names a folder with others, such as an installed modelopt_recipes";
+    Some(match error {
+        ConfigError::NoRecipe(name) => {
+            let nearest =
+                nearest(name, built_ins().iter().flat_map(|r| [r.name].into_iter().chain(r.older.iter().copied())));
+            let nearest = nearest.map(|nearest| format!("did you mean `{nearest}`? ")).unwrap_or_default();
+            format!("{nearest}`longshore quantize --list` shows what is built in; {others}")
+        }
+        ConfigError::NotBuiltIn(..) => format!("`longshore quantize --list` shows what is built in; {others}"),
         _ => return None,
     })
 }

@@ -1,4 +1,5 @@
-//! Recipes: YAML files in ModelOpt's form, with `imports` of other files and `$import` where their content goes.
+//! Recipes: YAML files in ModelOpt's form, with `imports` of other files and `$import` where their content goes. A name that
+//! no file has may be that of a recipe which is built in.
 //!
 //! A file that is imported says in a comment, `# modelopt-schema: …`, what it holds; a list of entries is spliced into a list,
 //! one entry becomes an element, a mapping is overlaid by the fields beside `$import`. No file is opened here.
@@ -9,7 +10,7 @@ use std::rc::Rc;
 
 use super::parse::{self, fields, text};
 use super::yaml::{At, Node, Value, documents};
-use super::{ConfigError, QuantConfig};
+use super::{BuiltIn, ConfigError, QuantConfig};
 
 type Result<T> = std::result::Result<T, ConfigError>;
 
@@ -24,7 +25,8 @@ const MAX_VALUES: usize = 200_000;
 pub struct Library<'a> {
     /// Reads a file, by a path with `/`.
     pub read: &'a dyn Fn(&str) -> io::Result<String>,
-    /// Folders that are searched after the recipe's own: `--recipe-dir`, an installed `modelopt_recipes`.
+    /// Folders that are searched for recipes, and for imports after the recipe's own: `--recipe-dir`, an installed
+    /// `modelopt_recipes`.
     pub dirs: Vec<String>,
 }
 
@@ -35,6 +37,8 @@ pub struct Recipe {
     pub description: Option<String>,
     /// The config.
     pub config: QuantConfig,
+    /// The file that was read; `None` where the recipe is built in.
+    pub file: Option<String>,
 }
 
 /// What an imported file holds.
@@ -70,16 +74,19 @@ struct Loader<'a> {
 }
 
 impl Library<'_> {
-    /// The recipe at `path`; `.yml` or `.yaml` may be left out.
-    pub fn load(&self, path: &str) -> Result<Recipe> {
-        let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    /// The recipe `name`: the file at this path, else the first below a folder of the library, else what is built in. `.yml`
+    /// or `.yaml` may be left out.
+    pub fn load(&self, name: &str) -> Result<Recipe> {
+        let dirs = if name.starts_with('/') { &[] } else { self.dirs.as_slice() };
+        let found = self.find(&[""], name)?.map_or_else(|| self.find(dirs, name), |file| Ok(Some(file)))?;
+        let Some(file) = found else {
+            return Ok(Recipe { description: None, config: BuiltIn::named(name)?.config()?, file: None });
+        };
+        let folder = file.path.rsplit_once('/').map_or("", |(folder, _)| folder);
         let mut dirs = vec![folder.to_owned()];
         dirs.extend(package(folder).map(str::to_owned));
         dirs.extend(self.dirs.iter().cloned());
         let loader = Loader { shelf: self, dirs, files: Cell::new(0), values: Cell::new(0) };
-        let Some(file) = loader.find(&[""], path)? else {
-            return Err(ConfigError::File(format!("no recipe {path}")));
-        };
         let root = loader.resolve(&file, std::slice::from_ref(&file.path))?;
         let metadata = root.get("metadata").ok_or_else(|| root.at.error("a recipe needs `metadata.recipe_type`"))?;
         let kind = metadata.get("recipe_type").ok_or_else(|| metadata.at.error("`recipe_type` is missing"))?;
@@ -94,7 +101,26 @@ impl Library<'_> {
         }
         let quantize = root.get("quantize").ok_or_else(|| root.at.error("`quantize` is missing"))?;
         let description = metadata.get("description").map(|node| text(node, "description")).transpose()?;
-        Ok(Recipe { description: description.map(str::to_owned), config: parse::config(quantize, path)? })
+        let config = parse::config(quantize, &file.path)?;
+        Ok(Recipe { description: description.map(str::to_owned), config, file: Some(file.path) })
+    }
+
+    /// The first file called `path` below one of `dirs`.
+    fn find(&self, dirs: &[impl AsRef<str>], path: &str) -> Result<Option<File>> {
+        let is_yaml = [".yml", ".yaml"].iter().any(|ending| path.ends_with(ending));
+        let endings: &[&str] = if is_yaml { &[""] } else { &[".yml", ".yaml"] };
+        for dir in dirs {
+            let dir = dir.as_ref();
+            for ending in endings {
+                let full = if dir.is_empty() { format!("{path}{ending}") } else { format!("{dir}/{path}{ending}") };
+                match (self.read)(&full) {
+                    Ok(text) => return File::new(full, &text).map(Some),
+                    Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                    Err(e) => return Err(ConfigError::File(format!("{full}: {e}"))),
+                }
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -109,24 +135,6 @@ impl Loader<'_> {
     fn count(&self, values: usize, at: &At) -> Result<()> {
         self.values.set(self.values.get().saturating_add(values));
         if self.values.get() > MAX_VALUES { Err(at.error("too many values after imports")) } else { Ok(()) }
-    }
-
-    /// The first file called `path` below one of `dirs`.
-    fn find(&self, dirs: &[impl AsRef<str>], path: &str) -> Result<Option<File>> {
-        let is_yaml = [".yml", ".yaml"].iter().any(|ending| path.ends_with(ending));
-        let endings: &[&str] = if is_yaml { &[""] } else { &[".yml", ".yaml"] };
-        for dir in dirs {
-            let dir = dir.as_ref();
-            for ending in endings {
-                let full = if dir.is_empty() { format!("{path}{ending}") } else { format!("{dir}/{path}{ending}") };
-                match (self.shelf.read)(&full) {
-                    Ok(text) => return File::new(full, &text).map(Some),
-                    Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-                    Err(e) => return Err(ConfigError::File(format!("{full}: {e}"))),
-                }
-            }
-        }
-        Ok(None)
     }
 
     /// The content of `file` with all imports in place. `open` are the files that are being resolved.
@@ -150,7 +158,7 @@ impl Loader<'_> {
         if open.len() > MAX_DEPTH || self.files.get() > MAX_FILES {
             return Err(error("too many imports".into()));
         }
-        let Some(file) = self.find(&self.dirs, path)? else {
+        let Some(file) = self.shelf.find(&self.dirs, path)? else {
             let dirs = self.dirs.iter().map(|dir| if dir.is_empty() { "." } else { dir }).collect::<Vec<_>>();
             return Err(error(format!("no file `{path}` below {}", dirs.join(", "))));
         };

@@ -1,7 +1,7 @@
 //! The attributes of every quantizer of a model, after all entries of a config.
 
-use super::choices::is_routine;
 use super::glob::Glob;
+use super::parts::is_routine;
 use super::{ConfigError, Entry, QuantConfig};
 use crate::Attributes;
 
@@ -163,7 +163,10 @@ fn fresh(site: &QuantizerSite) -> Attributes {
 }
 
 fn is_linear(class: &str) -> bool {
-    class == "nn.Linear" || class.starts_with("nn.Conv") || class.ends_with("ParallelLinear")
+    class == "nn.Linear"
+        || class == "te_mcore_Linear"
+        || class.starts_with("nn.Conv")
+        || class.ends_with("ParallelLinear")
 }
 
 /// The name without the index of an expert: `weight_quantizers.3` and `weight_quantizer.3` become `weight_quantizer`. `None`

@@ -158,3 +158,19 @@ fn states_of_calibrated_quantizers_are_modelopts() {
     }
     assert_eq!(compared, 8 * 3 + 1);
 }
+
+/// Seen in checkpoints that ModelOpt saved of models with the Transformer Engine's modules: `interop/quantize.py`.
+#[test]
+fn a_linear_that_no_entry_gives_attributes_has_an_axis_of_rows() {
+    let site = |name: &str, parent_class| QuantizerSite { name: format!("decoder.layers.0.mlp.{name}"), parent_class };
+    let sites = [
+        site("linear_fc1.weight_quantizer", "te_mcore_Linear"),
+        site("linear_fc1.weight_quantizer", "megatron_ColumnParallelLinear"),
+        site("linear_fc1.input_quantizer", "te_mcore_Linear"),
+    ];
+    let config = QuantConfig::named("nvfp4_experts_only").unwrap();
+    let config = QuantConfig { entries: config.entries[..1].to_vec(), ..config };
+    let stages = config.resolve(&sites).unwrap().stages;
+    let seen: Vec<_> = stages.iter().map(|stages| (stages[0].axis, stages[0].enable)).collect();
+    assert_eq!(seen, [(Some(0), false), (Some(0), false), (None, false)]);
+}

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod applied;
+mod builtins;
 mod choices;
 mod fixture;
 mod glob;

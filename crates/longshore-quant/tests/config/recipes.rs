@@ -1,22 +1,24 @@
-//! Recipes.
+//! Recipes in files. `interop/recipes.py` compares those of an installed ModelOpt with what its loader gives.
 
 use std::collections::HashMap;
 use std::io;
 
 use longshore_quant::NumBits;
 use longshore_quant::config::{
-    ConfigError, Method, Plain, QuantConfig,
+    ConfigError, Method, Plain,
     recipe::{Library, Recipe},
 };
-use serde_json::Value;
-
-use crate::fixture::compare;
 
 /// The recipe `main.yaml` among `files`.
 fn load(files: &[(&str, &str)]) -> Result<Recipe, ConfigError> {
+    load_named("main.yaml", files)
+}
+
+/// The recipe `name` where there are these files, `lib` a folder of recipes.
+pub(crate) fn load_named(name: &str, files: &[(&str, &str)]) -> Result<Recipe, ConfigError> {
     let files: HashMap<_, _> = files.iter().copied().collect();
     let read = |path: &str| files.get(path).map(|t| (*t).to_owned()).ok_or_else(|| io::ErrorKind::NotFound.into());
-    Library { read: &read, dirs: vec!["lib".to_owned()] }.load("main.yaml")
+    Library { read: &read, dirs: vec!["lib".to_owned()] }.load(name)
 }
 
 /// The error of a recipe whose `quant_cfg` has the one entry `entry`, indented by six.
@@ -138,7 +140,7 @@ fn mistakes_of_whole_recipes_are_told() {
     let bomb = format!("a: &a [x, x, x, x, x, x, x, x, x]\n{}", (1..9).map(line).collect::<Vec<_>>().concat());
     let (misfit, itself) = (format!("{attributes}- a\n"), format!("{attributes}imports: {{x: x}}\n"));
     let cases: Vec<(Vec<(&str, &str)>, &str)> = vec![
-        (vec![], "no recipe main.yaml"),
+        (vec![], "no recipe `main.yaml`: no such file"),
         (vec![("main.yaml", "")], "main.yaml:1: a recipe needs `metadata.recipe_type`"),
         (vec![("main.yaml", "metadata: {recipe_type: speculative_eagle}\n")], "`speculative_eagle` is not supported"),
         (vec![("main.yaml", HEAD)], "main.yaml:1: `quantize` is missing"),
@@ -244,33 +246,4 @@ fn aliases_stand_for_what_they_name() {
     let config = load(&[("main.yaml", &text)]).unwrap().config;
     assert_eq!(config.entries[0].cfg, config.entries[1].cfg);
     assert_eq!(config.stated_algorithm, Plain::str("max"));
-}
-
-/// `LONGSHORE_MODELOPT_RECIPES` is the folder `modelopt_recipes` of an installed ModelOpt, `LONGSHORE_RECIPE_DUMP` what
-/// `make.py recipes` wrote of the same.
-#[test]
-fn every_recipe_of_an_installed_modelopt_expands_to_the_same() {
-    let folder = std::env::var("LONGSHORE_MODELOPT_RECIPES");
-    let (Ok(folder), Ok(dump)) = (folder, std::env::var("LONGSHORE_RECIPE_DUMP")) else {
-        eprintln!("skipped: LONGSHORE_MODELOPT_RECIPES and LONGSHORE_RECIPE_DUMP are not set");
-        return;
-    };
-    let dump: Value = serde_json::from_str(&std::fs::read_to_string(dump).unwrap()).unwrap();
-    let read = |path: &str| std::fs::read_to_string(path);
-    let library = Library { read: &read, dirs: vec![] };
-    let recipes = dump["recipes"].as_object().unwrap();
-    for (path, dumped) in recipes {
-        let recipe = library.load(&format!("{folder}/{path}")).unwrap();
-        compare(&recipe.config, dumped, &dump["attributes"]);
-    }
-    eprintln!("{} recipes", recipes.len());
-    assert!(!recipes.is_empty());
-    // Presets say the same as the configs with a name.
-    let library = Library { read: &read, dirs: vec![folder] };
-    for preset in ["fp8", "nvfp4_awq_full", "mamba_moe_nvfp4_conservative", "w4a8_awq_beta"] {
-        let text = format!("imports: {{x: configs/ptq/presets/model/{preset}}}\n{HEAD}quantize: {{$import: x}}\n");
-        let with = |path: &str| if path == "r.yaml" { Ok(text.clone()) } else { read(path) };
-        let config = Library { read: &with, dirs: library.dirs.clone() }.load("r.yaml").unwrap().config;
-        assert_eq!(config.dump(), QuantConfig::named(preset).unwrap().dump());
-    }
 }

@@ -44,10 +44,11 @@ impl QuantizeArgs {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Quantization")]
 pub(crate) struct WhatArgs {
-    /// A config by name (FP8_DEFAULT_CFG, or fp8; see --list), or a recipe in a .yaml file [env: QUANT_CFG]
+    /// A config by name (FP8_DEFAULT_CFG, or fp8; see --list), or a recipe: a .yaml file, or the name of one that is built in
+    /// (general/ptq/nvfp4_default-kv_fp8) [env: QUANT_CFG]
     #[arg(long, value_name = "NAME|FILE", aliases = ["format", "recipe", "quant_cfg", "export-quant-cfg"])]
     pub(crate) quant_cfg: Option<String>,
-    /// Folder in which a recipe's imports are found [default: that of the recipe]
+    /// Folder in which recipes and their imports are found, such as modelopt_recipes [default: that of the recipe]
     #[arg(long, value_name = "DIR")]
     pub(crate) recipe_dir: Option<PathBuf>,
     /// Quantize keys and values too: none, fp8, nvfp4, fp8_cast, nvfp4_cast [default: as the config says]
@@ -71,7 +72,7 @@ pub(crate) struct WhatArgs {
     /// Reproduce a known defect of the reference's export: `modelopt`
     #[arg(long, value_enum, value_name = "PROGRAM", hide_possible_values = true)]
     pub(crate) compat: Option<Compat>,
-    /// List the configs, and end
+    /// List the configs and the recipes that are built in, and end
     #[arg(long)]
     pub(crate) list: bool,
 }

@@ -19,6 +19,7 @@ use crate::options::{self, Direction, Env, Given, Origin, StoredKeys, WriteOptio
 use crate::report::{Report, peak_memory};
 use crate::saving;
 use anyhow::Result;
+use config::Chosen;
 use longshore_convert::plan::Quantized;
 use longshore_convert::quantized::linear::Naming;
 use longshore_convert::quantized::{Calibrated, Quantization};
@@ -50,7 +51,7 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
         return shown::list(report);
     }
     let started = Instant::now();
-    let config = config::read(&args.what, env)?;
+    let Chosen { config, recipe } = config::read(&args.what, env)?;
     let [source, destination] = options::quantize_paths(args, env)?;
     let engine = with_tokenizer(&args.engine, &source, env, report)?;
     let opened = Opened::new(&source.value, &engine, env, report)?;
@@ -66,10 +67,11 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
     for job in &jobs {
         plans.push(job.plan(&quantized(&nothing))?);
     }
-    shown::say_plan(&config, &quantization, &plans, &jobs, report);
+    shown::say_plan(&config, recipe.as_ref(), &quantization, &plans, &jobs, report);
     let mut fields = json!({
         "dry_run": args.output.dry_run,
         "config": config.name,
+        "recipe": recipe,
         "outputs": plans.iter().map(Plan::summary).collect::<Vec<_>>(),
         "warnings": quantization.warnings,
     });

@@ -82,6 +82,48 @@ fn a_dry_run_shows_what_every_linear_gets() {
 }
 
 #[test]
+fn a_recipe_is_a_file_by_its_path_or_below_a_folder_or_built_in() {
+    let dir = Dir::new();
+    let name = "general/ptq/nvfp4_default-fp8_kv";
+    let source = source();
+    let dry = |args: &[&str]| dir.json(&[&["quantize", &source, "mc", "--dry-run", "--quant-cfg"], args].concat());
+    let built_in = dry(&[name]);
+    let canonical = "general/ptq/nvfp4_default-kv_fp8";
+    assert_eq!(built_in["recipe"], serde_json::json!({"name": canonical, "built_in": true}), "{built_in}");
+    let by_config = dry(&["nvfp4", "--kv-cache", "fp8"]);
+    assert_eq!(by_config["recipe"], serde_json::Value::Null);
+    assert!(!built_in["linears"].as_array().expect("a list").is_empty(), "{built_in}");
+    assert_eq!(built_in["linears"], by_config["linears"]);
+    let said = dir.ok(&["quantize", &source, "mc", "--dry-run", "--quant-cfg", name]);
+    for part in [
+        "Recipe  built-in equivalent of ModelOpt's general/ptq/nvfp4_default-kv_fp8\n",
+        "88 of 89 linears quantized, keys and values fp8",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+
+    let text = |weights: &str| {
+        let entry = format!("{{quantizer_name: '*mlp*weight_quantizer', cfg: {{num_bits: {weights}}}}}");
+        format!(
+            "metadata: {{recipe_type: ptq}}\nquantize:\n  quant_cfg:\n  - {{quantizer_name: '*', enable: false}}\n  - {entry}\n"
+        )
+    };
+    let write = |path: String, text: String| {
+        let path = dir.path(&path);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        std::fs::write(path, text).expect("a file");
+    };
+    write(format!("recipes/{name}.yaml"), text("e4m3"));
+    let below = dry(&[name, "--recipe-dir", "recipes"]);
+    let file = format!("recipes/{name}.yaml");
+    assert_eq!(below["recipe"], serde_json::json!({"name": file, "built_in": false}), "{below}");
+    write(format!("{name}.yml"), text("8, axis: 0"));
+    let here = dry(&[name, "--recipe-dir", "recipes"]);
+    assert_eq!(here["recipe"]["name"], format!("{name}.yml"));
+    assert_ne!(here["linears"], below["linears"]);
+}
+
+#[test]
 fn what_cannot_be_done_is_refused_before_anything_is_written() {
     let dir = Dir::new();
     std::fs::write(dir.path("bad.jsonl"), "{\"text\": \"a\"}\n{\"text\": \n").expect("a file");
@@ -91,6 +133,19 @@ fn what_cannot_be_done_is_refused_before_anything_is_written() {
         (vec![source().as_str(), "mc"], "--quant-cfg"),
         (vec![source().as_str(), "mc", "--quant-cfg", "fp9"], "no quantization config is called `fp9`"),
         (vec![source().as_str(), "mc", "--quant-cfg", "NVFP4_SVDQUANT_DEFAULT_CFG"], "not implemented"),
+        (
+            vec![source().as_str(), "mc", "--quant-cfg", "general/ptq/nvfp4_default-kv_none-gptq"],
+            "general/ptq/nvfp4_default-kv_none-gptq: algorithm `gptq` is not implemented",
+        ),
+        (
+            vec![source().as_str(), "mc", "--quant-cfg", "general/ptq/nvfp4_default-kv_fp9"],
+            "hint: did you mean `general/ptq/nvfp4_default-kv_fp8`? `longshore quantize --list` shows what is built in; \
+             `--recipe-dir DIR`",
+        ),
+        (
+            vec![source().as_str(), "mc", "--quant-cfg", "general/qad/nvfp4_default-kv_fp8"],
+            "(QAD), which is not implemented",
+        ),
         (vec![source().as_str(), "mc", "--quant-cfg", "fp8", "--calib", "bad.jsonl"], "bad.jsonl"),
         (vec![source().as_str(), "mc", "--quant-cfg", "fp8", "--calib", "empty.jsonl"], "empty.jsonl"),
         (vec!["hf", "mc", "--quant-cfg", "fp8"], "quantized already"),
@@ -109,6 +164,15 @@ fn the_list_is_made_from_the_code() {
     assert!(configs.len() >= 39, "{}", configs.len());
     let fp8 = configs.iter().find(|c| c["name"] == "FP8_DEFAULT_CFG").expect("FP8");
     assert_eq!((&fp8["weights"], &fp8["inputs"]), (&"fp8".into(), &"fp8".into()));
+    let recipes = list["recipes"].as_array().expect("recipes");
+    let named = |ending: &str| {
+        recipes.iter().find(|r| r["name"].as_str().is_some_and(|name| name.ends_with(ending))).expect("a recipe")
+    };
+    let ultra = named("ptq/nvfp4-4o6");
+    let shown = ["weights", "inputs", "kv_cache", "algorithm"].map(|field| ultra[field].as_str().expect("a text"));
+    assert_eq!(shown, ["nvfp4-4o6/16, fp8", "nvfp4/16, fp8", "fp8", "mse"]);
+    let refused: Vec<_> = recipes.iter().filter(|r| r["implemented"] == false).collect();
+    assert_eq!(refused, [named("act_headroom-kv_fp8_cast"), named("kv_none-gptq")]);
 }
 
 #[test]

@@ -5,20 +5,49 @@ use crate::error::UsageError;
 use crate::options::Env;
 use anyhow::{Context, Result};
 use longshore_quant::config::QuantConfig;
-use longshore_quant::config::recipe::Library;
+use longshore_quant::config::recipe::{Library, Recipe};
+use serde::Serialize;
 use std::path::Path;
 
 /// Largest file of a recipe: they are a few kilobytes.
 const MAX_RECIPE: u64 = 1 << 20;
 
+/// What the flags describe.
+pub(super) struct Chosen {
+    pub(super) config: QuantConfig,
+    /// The recipe it began with, if it was one.
+    pub(super) recipe: Option<Origin>,
+}
+
+/// Where a recipe is from.
+#[derive(Serialize)]
+pub(super) struct Origin {
+    /// ModelOpt's name of what is built in, or the file.
+    name: String,
+    built_in: bool,
+}
+
+impl Origin {
+    /// In words.
+    pub(super) fn describe(&self) -> String {
+        if self.built_in { format!("built-in equivalent of ModelOpt's {}", self.name) } else { self.name.clone() }
+    }
+}
+
 /// The config that the flags describe. Errors: a name that no config has, one that is not implemented, a broken recipe.
-pub(super) fn read(args: &WhatArgs, env: &Env) -> Result<QuantConfig> {
+pub(super) fn read(args: &WhatArgs, env: &Env) -> Result<Chosen> {
     let name = match &args.quant_cfg {
         Some(name) => name.as_str(),
         None => env.text("QUANT_CFG")?.ok_or(UsageError::Absent { argument: "--quant-cfg", variable: "QUANT_CFG" })?,
     };
-    let is_file = name.contains('/') || [".yaml", ".yml"].iter().any(|ending| name.ends_with(ending));
-    let mut config = if is_file { recipe(name, args.recipe_dir.as_deref())? } else { QuantConfig::named(name)? };
+    let is_recipe = name.contains('/') || [".yaml", ".yml"].iter().any(|ending| name.ends_with(ending));
+    let (mut config, recipe) = if is_recipe {
+        let recipe = recipe(name, args.recipe_dir.as_deref())?;
+        let origin = Origin { name: recipe.config.name.clone(), built_in: recipe.file.is_none() };
+        (recipe.config, Some(origin))
+    } else {
+        (QuantConfig::named(name)?, None)
+    };
     if args.weight_only {
         config = config.weight_only();
     }
@@ -31,11 +60,11 @@ pub(super) fn read(args: &WhatArgs, env: &Env) -> Result<QuantConfig> {
     for glob in &args.exclude {
         config = config.exclude(glob);
     }
-    config.implemented()?;
-    Ok(config)
+    config.implemented().with_context(|| config.name.clone())?;
+    Ok(Chosen { config, recipe })
 }
 
-fn recipe(path: &str, folder: Option<&Path>) -> Result<QuantConfig> {
+fn recipe(name: &str, folder: Option<&Path>) -> Result<Recipe> {
     let read = |path: &str| {
         let length = std::fs::metadata(path)?.len();
         if length > MAX_RECIPE {
@@ -44,6 +73,5 @@ fn recipe(path: &str, folder: Option<&Path>) -> Result<QuantConfig> {
         std::fs::read_to_string(path)
     };
     let dirs = folder.map(|folder| folder.display().to_string()).into_iter().collect();
-    let recipe = Library { read: &read, dirs }.load(path).with_context(|| format!("recipe `{path}`"))?;
-    Ok(recipe.config)
+    Ok(Library { read: &read, dirs }.load(name)?)
 }

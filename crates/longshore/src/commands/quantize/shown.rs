@@ -1,20 +1,21 @@
 //! What `quantize` says: the list of configs, the plan, what every layer gets.
 
 use super::Output;
+use super::config::Origin;
 use crate::commands::{Answer, write};
 use crate::report::{Report, table};
 use crate::units::counted;
 use anyhow::Result;
 use longshore_convert::Plan;
 use longshore_convert::quantized::{QuantLinear, Quantization};
-use longshore_quant::config::{QuantConfig, choices};
+use longshore_quant::config::{QuantConfig, built_ins, choices};
 use longshore_quant::{Granularity, MxElement, Scheme};
 use serde_json::{Value, json};
 
-/// The configs that have a name, with what they do.
+/// The configs that have a name and the recipes that need no file, with what they do.
 pub(super) fn list(report: &Report) -> Result<Answer> {
     let mut rows = vec![["name", "short", "weights", "inputs", "algorithm", ""].map(str::to_owned).to_vec()];
-    let mut values = Vec::new();
+    let mut configs = Vec::new();
     for choice in choices() {
         let config = choice.config()?;
         let implemented = config.implemented().is_ok();
@@ -24,20 +25,44 @@ pub(super) fn list(report: &Report) -> Result<Answer> {
             formats(&config, "weight_quantizer"),
             formats(&config, if choice.kv_cache { "bmm_quantizer" } else { "input_quantizer" }),
             algorithm(&config),
-            if implemented { String::new() } else { "not implemented".to_owned() },
+            note(implemented),
         ];
-        values.push(json!({
+        configs.push(json!({
             "name": row[0], "short": row[1], "weights": row[2], "inputs": row[3], "algorithm": row[4],
             "kv_cache": choice.kv_cache, "implemented": implemented,
         }));
         rows.push(row.to_vec());
     }
+    let mut recipe_rows =
+        vec![["built-in recipe", "weights", "inputs", "keys, values", "algorithm", ""].map(str::to_owned).to_vec()];
+    let mut recipes = Vec::new();
+    for recipe in built_ins() {
+        let config = recipe.config()?;
+        let implemented = config.implemented().is_ok();
+        let row = [
+            recipe.name.to_owned(),
+            formats(&config, "weight_quantizer"),
+            formats(&config, "input_quantizer"),
+            formats(&config, "bmm_quantizer"),
+            algorithm(&config),
+            note(implemented),
+        ];
+        recipes.push(json!({
+            "name": row[0], "older_names": recipe.older, "weights": row[1], "inputs": row[2], "kv_cache": row[3],
+            "algorithm": row[4], "implemented": implemented,
+        }));
+        recipe_rows.push(row.to_vec());
+    }
     if report.is_json() {
-        report.json("quantize", &json!({ "configs": values }))?;
+        report.json("quantize", &json!({ "configs": configs, "recipes": recipes }))?;
     } else {
-        report.data(&table(&rows, &[]))?;
+        report.data(&format!("{}\n{}", table(&rows, &[]), table(&recipe_rows, &[])))?;
     }
     Ok(Answer::Yes)
+}
+
+fn note(implemented: bool) -> String {
+    if implemented { String::new() } else { "not implemented".to_owned() }
 }
 
 /// What a config's entries turn the quantizers of a role into.
@@ -87,6 +112,7 @@ pub(super) fn scheme_name(scheme: Scheme) -> String {
 /// The config, the source and the outputs.
 pub(super) fn say_plan(
     config: &QuantConfig,
+    recipe: Option<&Origin>,
     quantization: &Quantization,
     plans: &[Plan],
     jobs: &[Output],
@@ -100,6 +126,9 @@ pub(super) fn say_plan(
         for note in &plan.summary().notes {
             report.note(write::note_word(note.kind), &note.text);
         }
+    }
+    if let Some(recipe) = recipe {
+        report.status("Recipe", &recipe.describe());
     }
     let quantized = quantization.linears.iter().filter(|q| q.is_quantized()).count() as u64;
     let all = quantization.linears.len() as u64;
