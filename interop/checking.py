@@ -11,6 +11,15 @@ class Failed(Exception):
     """A check that did not pass; the text says why."""
 
 
+def last_line(reply):
+    """The last line that a script of pool.py printed; Failed with the lines that say why when its status is not 0."""
+    lines = reply["output"].strip().splitlines()
+    if reply["status"]:
+        told = [line for line in lines if any(word in line for word in ("MISMATCH", "FAIL", "Error"))] or lines
+        raise Failed("; ".join(told[:4])[:600])
+    return lines[-1] if lines else ""
+
+
 def enter_environment():
     """Goes on in setup.sh's environment, which has torch."""
     python = subprocess.run([os.path.join(HERE, "setup.sh")], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()

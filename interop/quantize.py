@@ -47,7 +47,8 @@ from safetensors.torch import load_file, save_file
 
 import quantize_checks as checks
 import quantize_modelopt
-from quantize_checks import Checkpoint, Failed
+from checking import Failed
+from quantize_checks import Checkpoint
 from run import Server
 
 # Relative difference of calibrated inputs. A step of bfloat16 is up to 0.8 %: in bfloat16 the two forward passes are up to two
@@ -111,9 +112,7 @@ class Checks:
         for computing, pool in started:
             pool.reply()
             self.pools[computing].put(pool)
-        self.tokens = os.path.join(work, "tokens.jsonl")
-        with open(self.tokens, "w") as f:
-            f.writelines(json.dumps({"input_ids": row}) + "\n" for t in quantize_modelopt.tokens() for row in t.tolist())
+        self.tokens = quantize_modelopt.write_tokens(os.path.join(work, "tokens.jsonl"))
         self.table = {}         # config -> numbers of docs/correctness.md
 
     # ---- running things
@@ -161,11 +160,7 @@ class Checks:
             r = pool.ask(script, argv, ranks)
         finally:
             self.pools[computing].put(pool)
-        text = r["output"].strip()
-        if r["status"]:
-            lines = [line for line in text.splitlines() if "MISMATCH" in line or "FAIL" in line or "Error" in line] or text.splitlines()
-            raise Failed("; ".join(lines[:4])[:600])
-        return text.splitlines()[-1] if text else ""
+        return checking.last_line(r)
 
     def longshore(self, *argv):
         r = subprocess.run([self.a.longshore, *map(str, argv), "--quiet"], capture_output=True, text=True, stdin=subprocess.DEVNULL)

@@ -14,14 +14,11 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 import compare
+from checking import Failed
 
 NUMBERED = re.compile(r"weight_quantizer\.\d+")
 INPUTS = ("input_quantizer._amax", "k_bmm_quantizer._amax", "v_bmm_quantizer._amax")
 WIDER = ("A_log", "D", "dt_bias", "expert_bias", "e_score_correction_bias")    # float32 here, the model's type in ModelOpt's model
-
-
-class Failed(Exception):
-    """A check that did not pass; the text says why."""
 
 
 class Checkpoint:
@@ -231,9 +228,7 @@ def damaged(root, out, key, change):
     import shutil
     shutil.copytree(root, out)
     folder_ = compare.inner_folder(out)
-    path = os.path.join(folder_, ".metadata")
-    reader = FileSystemReader(folder_)
-    metadata = reader.read_metadata()
+    metadata = FileSystemReader(folder_).read_metadata()
     index = next(i for i in metadata.storage_data if i.fqn == key)
     info, about = metadata.storage_data[index], metadata.state_dict_metadata[key]
     with open(os.path.join(folder_, info.relative_path), "rb") as f:
@@ -252,6 +247,10 @@ def damaged(root, out, key, change):
         with open(os.path.join(folder_, info.relative_path), "r+b") as f:
             info.offset, info.length = f.seek(0, 2), len(buffer.getvalue())
             f.write(buffer.getvalue())
-    with open(path, "wb") as f:
-        pickle.dump(metadata, f)
+    write_metadata(folder_, metadata)
     return out
+
+
+def write_metadata(folder_, metadata):
+    with open(os.path.join(folder_, ".metadata"), "wb") as f:
+        pickle.dump(metadata, f)

@@ -1,7 +1,7 @@
 """Quantizes Megatron models with NVIDIA ModelOpt, saves them, and restores quantized checkpoints; one process per rank.
 
     quantize_megatron.py save HF OUT --config NAME [--form FORM] [LAYOUT] [--export]
-    quantize_megatron.py restore CKPT --hf HF --form FORM [LAYOUT] [--strict MODE] [--like OUT] [--right-replicas]
+    quantize_megatron.py restore CKPT --hf HF --form FORM [LAYOUT] [--strict MODE] [--like OUT] [--right-replicas] [--lift-refusal]
 
 LAYOUT: [--tp N] [--pp N] [--ep N] [--etp N]
 
@@ -14,11 +14,12 @@ quantizer is calibrated with values made up for it, so that keys and extra state
 
 `restore` builds the model, lets ModelOpt insert its quantizers from modelopt_state and the extra states, loads, and compares
 every weight with HF, every quantizer tensor with what the file holds, and the keys that the ranks asked for with those of
-the file. --right-replicas repairs a defect of ModelOpt's (`right_replicas`). --like compares quantizers and, after taking over its amax values, logits with those that `save` wrote.
+the file. --right-replicas repairs a defect of ModelOpt's (`right_replicas`), --lift-refusal takes a refusal of its back (`lift_refusal`). --like compares quantizers and, after taking over its amax values, logits with those that `save` wrote.
 """
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 import types
@@ -42,6 +43,8 @@ if not hasattr(moe_utils, "te_general_gemm"):
     moe_utils.te_general_gemm = None
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.post_training.modelopt.mamba import model_specs
+
+OF_ONE_EXPERT = re.compile(r"\.experts\.experts\.\d+\..*_quantizer\.")
 
 
 def preload():
@@ -159,6 +162,8 @@ def restore(a):
             if t.is_floating_point():
                 t.fill_(-77.0)          # anything left unread shows
     stored = Checkpoint(a.ckpt)
+    if a.lift_refusal:
+        lift_refusal()
     restore_sharded_modelopt_state([model], stored.folder)
     defect = repair_grouped(model)
     common = M.dc.load_common_state_dict(stored.folder)
@@ -184,13 +189,14 @@ def restore(a):
             if not torch.equal(sh.data.float(), mp.local(sh).to(sh.dtype).float()):
                 bad.append(f"rank {rank}: {sh.key} differs from the source")
     every = [None] * dist.get_world_size()
-    dist.all_gather_object(every, (bad, asked))
-    bad, asked = [x for b, _ in every for x in b], set().union(*(s for _, s in every))
+    dist.all_gather_object(every, (bad, asked, weights, amaxes))
+    bad, asked = [x for b, *_ in every for x in b], set().union(*(s for _, s, *_ in every))
+    weights, amaxes = (sum(counts) for counts in zip(*(n for _, _, *n in every)))
     unread = [k for k in stored.tensors if k not in asked and not k.startswith("mtp.")]
     bad += [f"no rank asks for {k}" for k in unread]
     # A local attention core, which computes here in place of the Transformer Engine's, has no state to ask for.
     bad += [f"no rank asks for {k}" for k, v in stored.objects.items() if k not in asked and v is not None and ".core_attention." not in k and not k.startswith("mtp.")]
-    note = f" ({defect} of them lost by ModelOpt's own restore)" if defect else ""
+    note = f" ({defect} of rank 0's lost by ModelOpt's own restore)" if defect else ""
     if a.like:
         bad += quantizers(model, a.like)
         note += take_over(model, a, bad) if a.form.startswith("compute") else ""
@@ -220,6 +226,21 @@ def repair_grouped(model):
     return lost
 
 
+def lift_refusal():
+    """Lets ModelOpt 0.47 insert its quantizers into experts one by one where tp and ep are above 1.
+
+    It refuses for the replica numbers that `right_replicas` puts right. All else it takes from the experts' own groups.
+    """
+    from modelopt.torch.quantization.plugins.megatron import _MegatronSequentialMLP as Experts
+    inner = Experts._setup
+
+    def setup(self):
+        tp, self.config.tensor_model_parallel_size = self.config.tensor_model_parallel_size, 1
+        inner(self)
+        self.config.tensor_model_parallel_size = tp
+    Experts._setup = setup
+
+
 def right_replicas(state):
     """Numbers the copies of the experts' magnitudes as megatron-core does those of their weights.
 
@@ -228,7 +249,7 @@ def right_replicas(state):
     """
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     for sh in nested_values(state):
-        if isinstance(sh, ShardedTensor) and ".experts." in sh.key and "weight_quantizer" in sh.key:
+        if isinstance(sh, ShardedTensor) and OF_ONE_EXPERT.search(sh.key):
             sh.replica_id = (0, M.mpu.get_expert_tensor_parallel_rank(), M.mpu.get_expert_data_parallel_rank())
 
 
@@ -278,6 +299,7 @@ def main():
     two.add_argument("--hf", required=True)
     two.add_argument("--like")
     two.add_argument("--right-replicas", action="store_true")
+    two.add_argument("--lift-refusal", action="store_true")
     two.add_argument("--strict", default="assume_ok_unexpected")
     two.add_argument("--tolerance", type=float, default=0.0)
     for p in (one, two):

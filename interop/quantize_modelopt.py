@@ -1,5 +1,6 @@
 """What the ModelOpt side of the quantization check shares: tokens, configs, what a model's quantizers are."""
 import copy
+import json
 
 import torch
 
@@ -8,6 +9,13 @@ def tokens(vocab=256):
     """Two batches of 2 x 32 ids: calibration, and the logits."""
     g = torch.Generator().manual_seed(7)
     return [torch.randint(3, vocab, (2, 32), generator=g) for _ in range(2)]
+
+
+def write_tokens(path):
+    """The same as a file of calibration samples. Returns its path."""
+    with open(path, "w") as f:
+        f.writelines(json.dumps({"input_ids": row}) + "\n" for t in tokens() for row in t.tolist())
+    return path
 
 
 def config(name):

@@ -27,13 +27,10 @@ os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 import compare
 import matrix
+from checking import Failed, last_line
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
-
-
-class Failed(Exception):
-    """A check that did not pass; the text says why."""
 
 
 class Server:
@@ -79,11 +76,7 @@ class Interop:
             r = server.ask(script, argv, ranks)
         finally:
             self.servers.put(server)
-        text = r["output"].strip()
-        if r["status"]:
-            lines = [line for line in text.splitlines() if "MISMATCH" in line or "FAIL" in line] or text.splitlines()
-            raise Failed("; ".join(lines[:3])[:500])
-        return text.splitlines()[-1] if text else ""
+        return last_line(r)
 
     def longshore(self, *argv, expect=0):
         """stdout of Longshore; Failed when its exit status is not the expected one."""
