@@ -10,8 +10,8 @@ published  for every Nemotron model that examples/post_training/modelopt/conf/nv
            but for those in LEFT_OUT (how a run trains) and DIFFERS (listed with the reason in docs/commands/args.md);
 ranks      small models are built by Megatron on CPU from Longshore's arguments, one process per rank, in Float16Module as a run
            has them; the bytes of every rank's parameters and persistent buffers equal what `longshore fit --json` says;
-bridge     Longshore's run_config.yaml through Bridge's load_model_config equals, field by field, what its NemotronHBridge makes of
-           the config.json, but for BRIDGE_DIFFERS.
+bridge     Longshore's run_config.yaml, instantiated by Bridge as its load_model_config does, equals, field by field, what its
+           NemotronHBridge makes of the config.json, but for BRIDGE_DIFFERS.
 
 Exit status 0 and `N passed`, or 1 and the list of what differs.
 """
@@ -228,14 +228,15 @@ def check_ranks(a):
 # ---- Megatron-Bridge
 
 def both_providers(path):
-    """What Bridge loads from the run_config.yaml in a folder, and what it makes of the config.json beside it."""
+    """What Bridge makes of the run_config.yaml in a folder, and of the config.json beside it."""
     import dataclasses
     import types
+    import yaml
     from megatron.bridge.models.nemotronh.nemotron_h_bridge import NemotronHBridge
-    from megatron.bridge.training.model_load_save import load_model_config
+    from megatron.bridge.utils.instantiate_utils import instantiate
     from transformers import AutoConfig
     theirs = NemotronHBridge().provider_bridge(types.SimpleNamespace(config=AutoConfig.from_pretrained(path)))
-    ours, _ = load_model_config(path)
+    ours = instantiate(yaml.safe_load(open(os.path.join(path, "run_config.yaml")))["model"])
     value = lambda x: x if isinstance(x, (bool, int, float, str, type(None))) else str(x)
     fields = {f.name: (value(getattr(ours, f.name)), value(getattr(theirs, f.name))) for f in dataclasses.fields(theirs)}
     return {"type": type(ours).__name__, "fields": fields}

@@ -9,6 +9,7 @@ mod export;
 mod generate;
 mod harness;
 mod inspect;
+mod launch;
 mod llama;
 mod logits;
 mod quantize;

@@ -20,7 +20,9 @@ fn help_of_export() {
 #[test]
 fn help_of_the_reading_commands() {
     let dir = Dir::new();
-    snapshot!(["inspect", "verify", "diff", "arch", "demo"].map(|name| dir.ok(&[name, "--help"])).join("\n"));
+    snapshot!(
+        ["inspect", "args", "fit", "verify", "diff", "arch", "demo"].map(|name| dir.ok(&[name, "--help"])).join("\n")
+    );
 }
 
 #[test]
