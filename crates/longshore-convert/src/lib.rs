@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arch;
+pub mod arguments;
 pub mod cast;
 mod compare;
 pub mod config;
@@ -16,11 +17,13 @@ pub mod diff;
 pub mod doctor;
 pub mod error;
 pub mod fingerprint;
+pub mod fit;
 pub mod gather;
 pub mod manifest;
 pub mod mapping;
 pub mod model;
 pub mod options;
+pub mod outline;
 pub mod plan;
 mod produce;
 pub mod progress;

@@ -7,6 +7,7 @@ pub(crate) mod calibration;
 pub(crate) mod cut;
 pub(crate) mod doctor;
 pub(crate) mod eval;
+pub(crate) mod launch;
 pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod script;
@@ -83,6 +84,10 @@ pub(crate) enum Command {
     Eval(Box<eval::EvalArgs>),
     /// Show format, config and tensors of a checkpoint
     Inspect(InspectArgs),
+    /// Print the Megatron arguments of a checkpoint
+    Args(launch::ArgumentsArgs),
+    /// Show which parallel layouts can load a checkpoint on given GPUs, and the bytes per rank
+    Fit(launch::FitArgs),
     /// Say what vLLM, SGLang or TensorRT-LLM would reject in a quantized Hugging Face folder
     Lint(LintArgs),
     /// Check a checkpoint's integrity, or that it equals its source
@@ -115,6 +120,8 @@ impl Command {
             Self::Logits(_) => "logits",
             Self::Eval(_) => "eval",
             Self::Inspect(_) => "inspect",
+            Self::Args(_) => "args",
+            Self::Fit(_) => "fit",
             Self::Lint(_) => "lint",
             Self::Verify(_) => "verify",
             Self::Diff(_) => "diff",

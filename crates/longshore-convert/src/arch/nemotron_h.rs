@@ -140,6 +140,10 @@ pub fn check_layout(config: &ModelConfig, layout: Layout) -> Vec<Problem> {
     let divides = |what: &str, n: u64, by: u64| format!("{by} does not divide {what} ({n})");
     let layers = config.layers.len() as u64;
     need("--pp", pp <= layers, format!("{pp} stages for {layers} layers"));
+    if config.mtp.is_some() {
+        // Rows of `eh_proj`.
+        need("--tp", config.hidden_size.is_multiple_of(tp), divides("hidden_size", config.hidden_size, tp));
+    }
     for spec in config.layers.iter().chain(config.mtp.iter().flat_map(|m| &m.layers)) {
         match *spec {
             LayerSpec::Mamba(m) => {

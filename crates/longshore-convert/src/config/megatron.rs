@@ -7,7 +7,7 @@
 pub use crate::config::release::hf_json;
 pub use crate::config::stored::read;
 
-use crate::config::stored::FILE;
+pub(crate) use crate::config::stored::FILE;
 use crate::config::{Kinds, ModelConfig, letters, pattern};
 use crate::error::Problem;
 use crate::options::{Layout, SpecName};
@@ -215,8 +215,7 @@ pub fn args(
     for (name, value) in model(config) {
         put(name, value);
     }
-    // Megatron refuses a run without sequence length; 8192 is that of ModelOpt's Nemotron scripts. The command line wins.
-    put("seq_length", config.max_position_embeddings.min(8192).into());
+    put("seq_length", seq_length(config).into());
     put("use_rotary_position_embeddings", false.into());
     put("apply_query_key_layer_scaling", false.into());
     put("attention_dropout", 0.0.into());
@@ -266,8 +265,13 @@ pub fn args(
     out
 }
 
+/// Megatron refuses a run without sequence length; 8192 is that of ModelOpt's Nemotron scripts. The command line wins.
+pub(crate) fn seq_length(config: &ModelConfig) -> u64 {
+    config.max_position_embeddings.min(8192)
+}
+
 /// The attributes that say what the model is, not how it is run.
-fn model(config: &ModelConfig) -> Vec<(&'static str, Arg)> {
+pub(crate) fn model(config: &ModelConfig) -> Vec<(&'static str, Arg)> {
     let Kinds { mamba, attention, mlp, moe } = config.kinds();
     let (trunk, mtp) = (config.pattern(), config.mtp.as_ref());
     let mut out: Vec<(&'static str, Arg)> = vec![

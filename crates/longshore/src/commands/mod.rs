@@ -1,6 +1,7 @@
 //! One module per command: thin calls into the library, and what to say about the result.
 
 mod arch;
+mod args;
 mod convert;
 mod cut;
 mod demo;
@@ -8,6 +9,7 @@ mod diff;
 mod doctor;
 mod eval;
 mod export;
+mod fit;
 mod generate;
 mod inspect;
 mod lint;
@@ -52,6 +54,8 @@ pub(crate) fn run(command: &Command, env: &Env, report: &Report) -> Result<Answe
         Command::Logits(args) => logits::run(args, env, report),
         Command::Eval(args) => eval::run(args, env, report),
         Command::Inspect(args) => inspect::run(args, env, report),
+        Command::Args(args) => args::run(args, env, report),
+        Command::Fit(args) => fit::run(args, env, report),
         Command::Lint(args) => lint::run(args, env, report),
         Command::Verify(args) => verify::run(args, env, report),
         Command::Diff(args) => diff::run(args, env, report),

@@ -11,6 +11,7 @@ mod export;
 mod generate;
 mod harness;
 mod inspect;
+mod launch;
 mod llama;
 mod logits;
 mod quantize;

@@ -20,7 +20,8 @@ fn help_of_export() {
 #[test]
 fn help_of_the_reading_commands() {
     let dir = Dir::new();
-    snapshot!(["inspect", "verify", "diff", "doctor", "arch", "demo"].map(|name| dir.ok(&[name, "--help"])).join("\n"));
+    let names = ["inspect", "args", "fit", "verify", "diff", "doctor", "arch", "demo"];
+    snapshot!(names.map(|name| dir.ok(&[name, "--help"])).join("\n"));
 }
 
 #[test]
