@@ -7,6 +7,7 @@
 mod columns;
 mod pages;
 
+use crate::tail::Tail;
 use crate::{Error, Result};
 use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{ChunkReader, FileReader, Length, RowGroupReader, SerializedFileReader};
@@ -15,7 +16,7 @@ pub use columns::Row;
 use columns::Table;
 use longshore_ckpt::fs::ReadFile;
 use std::fmt::Display;
-use std::io::{self, BufReader, Read};
+use std::io::BufReader;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -184,21 +185,5 @@ impl ChunkReader for Source {
         let mut bytes = vec![0; length];
         self.0.read_exact_at(start, &mut bytes).map_err(|e| ParquetError::External(Box::new(e)))?;
         Ok(bytes.into())
-    }
-}
-
-/// A file from an offset on.
-struct Tail {
-    file: Arc<ReadFile>,
-    at: u64,
-}
-
-impl Read for Tail {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.file.len().saturating_sub(self.at);
-        let len = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        self.file.read_exact_at(self.at, &mut buffer[..len]).map_err(io::Error::other)?;
-        self.at += len as u64;
-        Ok(len)
     }
 }

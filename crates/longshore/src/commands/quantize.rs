@@ -79,7 +79,7 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
     let needed = quantization.needs_activations() || !is_plain(&config);
     let destination = &jobs[0].paths.destination.value;
     let (calibrated, observed, savers) = if needed {
-        let set = calibration::load(&args.calib, &Pieces::of(&opened)?)?;
+        let set = calibration::load(&args.calib, &Pieces::of(&opened)?, env)?;
         fields["calibration"] = json!(set.report);
         let fc2 = args.what.fc2_amax == Fc2Amax::Megatron;
         let observed = calibrate::run(opened, args, &set, &quantization, &config, fc2, destination, report)?;
