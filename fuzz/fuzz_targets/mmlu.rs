@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use longshore_eval::mmlu;
+use longshore_eval::{mmlu, parquet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -12,7 +12,7 @@ static FOLDERS: LazyLock<[PathBuf; 4]> = LazyLock::new(|| {
     // The decoder of parquet asserts what files should hold, in a thread of its own that may end by it.
     let shown = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if std::thread::current().name() != Some(mmlu::DECODER_THREAD) {
+        if std::thread::current().name() != Some(parquet::DECODER_THREAD) {
             shown(panic);
         }
     }));
@@ -24,12 +24,12 @@ static FOLDERS: LazyLock<[PathBuf; 4]> = LazyLock::new(|| {
 });
 
 fuzz_target!(|bytes: &[u8]| {
-    let [jsonl, csv, parquet, again] = &*FOLDERS;
+    let [jsonl, csv, tables, again] = &*FOLDERS;
     let Some((form, bytes)) = bytes.split_first() else { return };
     let (file, folder) = match form % 3 {
         0 => (jsonl.join("mmlu_test.jsonl"), jsonl.as_path()),
         1 => (csv.join("a_test.csv"), csv.parent().expect("its folder")),
-        _ => (parquet.join("test-0.parquet"), parquet.parent().expect("its folder")),
+        _ => (tables.join("test-0.parquet"), tables.parent().expect("its folder")),
     };
     fs::write(file, bytes).expect("a writable folder");
     let Ok(read) = mmlu::read(folder) else { return };

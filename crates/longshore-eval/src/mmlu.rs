@@ -10,7 +10,7 @@ mod tokens;
 
 pub use categories::{CATEGORIES, Category, category};
 pub use prompt::{Prompt, Prompts, Style};
-pub use read::{DECODER_THREAD, Form, bundled, read};
+pub use read::{Form, bundled, read};
 pub(crate) use record::{Checked, parse_records};
 pub use record::{Given, Record, read_records, write_record};
 pub use score::{CategoryScore, Score, Scores, SubjectScore};

@@ -2,6 +2,8 @@
 //!
 //! * A file named `.jsonl` (or `.ndjson`, `.json`) holds one sample a line ([`record`]): `text`, `prompt`, `messages`
 //!   (rendered by the checkpoint's chat template) or `input_ids`; other keys mean nothing, blank lines are skipped.
+//! * A data set ([`sets`]): a folder in the layout of a repository, a repository in the Hugging Face cache, or a set that
+//!   ModelOpt knows by name. Its rows, of parquet or JSON, are the same records.
 //! * Any other file is text: paragraphs, which blank lines separate, are gathered into samples of about `--calib-seq`
 //!   tokens ([`paragraphs`]).
 //! * Without a file it is `calibration/default.jsonl`, which was written for this project. Its conversations become
@@ -24,16 +26,22 @@
 mod choice;
 mod encode;
 mod error;
+mod layout;
 mod lines;
 mod paragraphs;
 mod record;
+mod registered;
 mod report;
+mod rows;
+mod sets;
 
 pub(crate) use error::CalibrationError;
 pub(crate) use report::CalibrationReport;
+pub(crate) use sets::{in_place_of_the_gated_set, reference_set};
 
 use crate::cli::calibration::{CalibArgs, Pack};
 use crate::engine::Opened;
+use crate::options::Env;
 use anyhow::Result;
 use choice::{Choice, SplitMix64};
 use encode::Encoder;
@@ -43,7 +51,7 @@ use longshore_infer::chat::{ChatError, ChatTemplate};
 use longshore_infer::tokenizer::{Tokenizer, special_tokens};
 use paragraphs::Paragraphs;
 use record::Document;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The text that comes with the program: original prose, code, tables, sums and conversations, in several languages.
 const BUNDLED: &str = include_str!("calibration/default.jsonl");
@@ -104,9 +112,10 @@ pub(crate) struct CalibrationSet {
 }
 
 /// Reads the samples that `args` ask for. Everything that is wrong with a file is one error.
-pub(crate) fn load(args: &CalibArgs, pieces: &Pieces) -> Result<CalibrationSet> {
+pub(crate) fn load(args: &CalibArgs, pieces: &Pieces, env: &Env) -> Result<CalibrationSet> {
     match &args.calib {
         Some(path) if path == Path::new("random") => Ok(random(args, pieces.vocab)?),
+        Some(path) if sets::are_named(path) => from_sets(args, pieces, path, env),
         path => from_text(args, pieces, path.as_deref()),
     }
 }
@@ -132,6 +141,7 @@ fn report_of(args: &CalibArgs, source: String, samples: &[Vec<u32>]) -> Calibrat
     let lengths = samples.iter().map(|row| row.len() as u64);
     CalibrationReport {
         source,
+        splits: Vec::new(),
         crc32: None,
         bytes: None,
         available: None,
@@ -156,36 +166,73 @@ fn from_text(args: &CalibArgs, pieces: &Pieces, path: Option<&Path>) -> Result<C
         return Err(CalibrationError::NoTokenizer { source_name: source, folder }.into());
     }
     let lines = path.map_or_else(|| Ok(Lines::of_bundled(BUNDLED)), Lines::open)?;
-    let mut problems = Problems::default();
-    let chosen = choose(args, pieces, json, lines, &mut problems)?;
-    let limit = (args.pack == Pack::Off).then_some(args.calib_seq as usize);
-    let encoder = Encoder::new(pieces, json, path.is_none(), limit);
+    let mut problems = vec![Problems::default()];
+    let chosen = choose(args, pieces, json, lines, &mut problems[0])?;
+    let encoder = Encoder::new(pieces, json, path.is_none(), limit(args));
     let rows = Rows::of(&chosen.documents, &encoder, args, pieces.end, &mut problems);
-    if !problems.is_empty() {
-        return Err(match path {
-            Some(path) => CalibrationError::Lines { path: path.to_owned(), problems },
-            None => CalibrationError::Bundled(problems),
-        }
-        .into());
+    if let Some(path) = path {
+        refuse(vec![path.to_owned()], problems)?;
+    } else if !problems[0].is_empty() {
+        return Err(CalibrationError::Bundled(problems.remove(0)).into());
     }
     let mut report = report_of(args, source, &rows.rows);
-    if let (true, Some(path)) = (rows.rows.is_empty(), path) {
-        return Err(CalibrationError::NoSample { path: path.to_owned() }.into());
-    }
-    if path.is_some() && report.samples < u64::from(args.calib_size) {
-        let missing =
-            format!("{} gives {} of the {} samples of --calib-size", report.source, report.samples, args.calib_size);
-        report.warnings.push(missing);
-    }
-    if args.pack == Pack::On && pieces.end.is_none() {
-        report.warnings.push("no token that ends texts is named: packed samples follow without one".to_owned());
+    if let Some(path) = path {
+        warn_of_few(args, path, &mut report)?;
     }
     report.crc32 = Some(chosen.crc32);
     report.bytes = Some(chosen.bytes);
     report.available = chosen.available;
+    Ok(finish(args, pieces, rows, report))
+}
+
+/// Samples of the data sets that `given` names.
+fn from_sets(args: &CalibArgs, pieces: &Pieces, given: &Path, env: &Env) -> Result<CalibrationSet> {
+    let times = if args.pack == Pack::On { DOCUMENTS_PER_ROW } else { 1 };
+    let mut taken = sets::take(given, args.calib_size as usize, times, args.seed, env)?;
+    let encoder = Encoder::new(pieces, true, false, limit(args));
+    let rows = Rows::of(&taken.documents, &encoder, args, pieces.end, &mut taken.problems);
+    let mut report = report_of(args, taken.source(), &rows.rows);
+    refuse(taken.files, taken.problems)?;
+    warn_of_few(args, given, &mut report)?;
+    report.crc32 = Some(taken.crc32);
+    report.bytes = Some(taken.bytes);
+    report.available = taken.available;
+    report.splits = taken.splits;
+    report.warnings.extend(taken.warnings);
+    Ok(finish(args, pieces, rows, report))
+}
+
+/// Tokens of a sample at most; documents that are joined have no limit.
+fn limit(args: &CalibArgs) -> Option<usize> {
+    (args.pack == Pack::Off).then_some(args.calib_seq as usize)
+}
+
+/// An error of all problems, if there are any.
+fn refuse(files: Vec<PathBuf>, problems: Vec<Problems>) -> Result<(), CalibrationError> {
+    let wrong: Vec<_> = files.into_iter().zip(problems).filter(|(_, problems)| !problems.is_empty()).collect();
+    if wrong.is_empty() { Ok(()) } else { Err(CalibrationError::Lines(wrong)) }
+}
+
+/// Samples that a source lacks are a warning; all of them, an error.
+fn warn_of_few(args: &CalibArgs, path: &Path, report: &mut CalibrationReport) -> Result<(), CalibrationError> {
+    if report.samples == 0 {
+        return Err(CalibrationError::NoSample { path: path.to_owned() });
+    }
+    if report.samples < u64::from(args.calib_size) {
+        let missing =
+            format!("{} gives {} of the {} samples of --calib-size", report.source, report.samples, args.calib_size);
+        report.warnings.push(missing);
+    }
+    Ok(())
+}
+
+fn finish(args: &CalibArgs, pieces: &Pieces, rows: Rows, mut report: CalibrationReport) -> CalibrationSet {
+    if args.pack == Pack::On && pieces.end.is_none() {
+        report.warnings.push("no token that ends texts is named: packed samples follow without one".to_owned());
+    }
     report.truncated = rows.truncated;
     report.skipped = rows.skipped;
-    Ok(CalibrationSet { samples: rows.rows, report })
+    CalibrationSet { samples: rows.rows, report }
 }
 
 /// Whether a file has one JSON value a line. `.json` too: its syntax is no text to calibrate on.
@@ -230,7 +277,7 @@ fn choose(args: &CalibArgs, pieces: &Pieces, json: bool, mut lines: Lines, probl
             }
             Some(paragraphs) => paragraphs.line(line.number, text, &mut choice)?,
             None if text.trim().is_empty() => {}
-            None => choice.offer(Document { line: line.number, text }),
+            None => choice.offer(Document { file: 0, line: line.number, text }),
         }
     }
     if let Some(paragraphs) = paragraphs {
@@ -255,7 +302,7 @@ impl Rows {
         encoder: &Encoder,
         args: &CalibArgs,
         end: Option<u32>,
-        problems: &mut Problems,
+        problems: &mut [Problems],
     ) -> Self {
         let mut rows = Self::default();
         let (size, seq) = (args.calib_size as usize, args.calib_seq as usize);
@@ -265,7 +312,7 @@ impl Rows {
                 break;
             }
             match encoder.encode(document) {
-                Err(what) => problems.add(document.line, what),
+                Err(what) => problems[document.file].add(document.line, what),
                 Ok(None) => rows.skipped += 1,
                 Ok(Some(encoded)) if args.pack == Pack::On => {
                     joined.extend(encoded.ids);

@@ -48,7 +48,7 @@ pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
         return Some(endpoint(error).map_or_else(|| go_on.to_owned(), |hint| format!("{hint}; {go_on}")));
     }
     if let Some(error) = error.downcast_ref::<CalibrationError>() {
-        return error.hint().map(str::to_owned);
+        return error.hint();
     }
     error.downcast_ref().map_or_else(|| checkpoint(error.downcast_ref()?), convert)
 }

@@ -32,6 +32,11 @@ pub(crate) fn mmlu(given: Option<&Path>, env: &Env) -> Result<PathBuf, UsageErro
     }
 }
 
+/// The folder of the data set `repo` in the Hugging Face cache.
+pub(crate) fn dataset(repo: &str, env: &Env) -> Result<PathBuf, UsageError> {
+    cached(Kind::Dataset, repo, env)
+}
+
 /// The folder of a repository in the Hugging Face cache.
 fn cached(kind: Kind, repo: &str, env: &Env) -> Result<PathBuf, UsageError> {
     let xdg = env.text("XDG_CACHE_HOME")?.map(|cache| format!("{cache}/huggingface"));
@@ -64,7 +69,7 @@ pub(crate) fn base(options: &mut WriteOptions, env: &Env) -> Result<(), UsageErr
 }
 
 /// `given` if it has the form `org/name`.
-fn repository_id(given: &Path) -> Option<&str> {
+pub(crate) fn repository_id(given: &Path) -> Option<&str> {
     let text = given.to_str()?;
     let (org, name) = text.split_once('/')?;
     let is_name = |part: &str| {

@@ -64,7 +64,7 @@ fn raise_file_limit() {
 fn hide_decoder_panics() {
     let shown = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if std::thread::current().name() != Some(longshore_eval::mmlu::DECODER_THREAD) {
+        if std::thread::current().name() != Some(longshore_eval::parquet::DECODER_THREAD) {
             shown(panic);
         }
     }));

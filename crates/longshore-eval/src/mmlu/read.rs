@@ -4,8 +4,6 @@ mod csv;
 mod jsonl;
 mod parquet;
 
-pub use parquet::DECODER_THREAD;
-
 use super::{Mmlu, Question};
 use crate::{Error, Problems, Result};
 use longshore_ckpt::fs;

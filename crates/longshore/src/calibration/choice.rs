@@ -19,6 +19,13 @@ impl SplitMix64 {
     pub(super) fn below(&mut self, n: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }
+
+    /// A uniform order (Fisher and Yates).
+    pub(super) fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last as u64 + 1) as usize);
+        }
+    }
 }
 
 /// Takes at most `limit` of the items that are offered: the first ones where the seed is 0, as ModelOpt does, else a
@@ -60,9 +67,7 @@ impl<T> Choice<T> {
 
     pub(super) fn finish(mut self) -> Vec<T> {
         if let Some(random) = &mut self.random {
-            for last in (1..self.taken.len()).rev() {
-                self.taken.swap(last, random.below(last as u64 + 1) as usize);
-            }
+            random.shuffle(&mut self.taken);
         }
         self.taken
     }

@@ -174,7 +174,7 @@ mod tests {
         pieces.template = ChatTemplate::from_source("t", source, Map::new()).map(Some);
         let encoder = Encoder::new(&pieces, true, false, None);
         let messages = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
-        let encoded = encoder.encode(&Document { line: 1, text: messages.to_string() }).unwrap().unwrap();
+        let encoded = encoder.encode(&Document { file: 0, line: 1, text: messages.to_string() }).unwrap().unwrap();
         assert_eq!(encoded.ids, [3, 4]);
     }
 
@@ -182,7 +182,7 @@ mod tests {
     fn messages_need_a_template_that_takes_them_unless_they_are_bundled() {
         let tokenizer = tokenizer_with("$A");
         let mut pieces = pieces(Some(&tokenizer));
-        let document = Document { line: 1, text: json!([{"role": "user", "content": "a"}]).to_string() };
+        let document = Document { file: 0, line: 1, text: json!([{"role": "user", "content": "a"}]).to_string() };
         let encode = |pieces: &Pieces, bundled| Encoder::new(pieces, true, bundled, None).encode(&document);
         // `User:` is unknown to this tokenizer.
         let transcript = Ok(Some(Encoded { ids: vec![0, 3], truncated: false }));

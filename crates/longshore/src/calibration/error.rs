@@ -6,9 +6,12 @@ use std::path::PathBuf;
 /// Why there are no calibration samples.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CalibrationError {
-    /// Everything that is wrong with the lines of a file.
-    #[error("`{}`:{problems}", path.display())]
-    Lines { path: PathBuf, problems: Problems },
+    /// Everything that is wrong with the lines or rows of files.
+    #[error("{}", .0.iter().map(|(path, problems)| format!("`{}`:{problems}", path.display())).collect::<Vec<_>>().join("\n"))]
+    Lines(Vec<(PathBuf, Problems)>),
+    /// Everything that is wrong with the data sets that are named; `absent` ones are not in the cache.
+    #[error("{}", problems.join("\n"))]
+    Sets { problems: Vec<String>, absent: Vec<String> },
     /// A larger file than the limit.
     #[error("`{}` holds {bytes} bytes: expected at most {limit}", path.display())]
     TooLarge { path: PathBuf, bytes: u64, limit: u64 },
@@ -28,8 +31,13 @@ pub(crate) enum CalibrationError {
 
 impl CalibrationError {
     /// What the user can do about it, where there is something.
-    pub(crate) fn hint(&self) -> Option<&'static str> {
-        Some(match self {
+    pub(crate) fn hint(&self) -> Option<String> {
+        if let Self::Sets { absent, .. } = self {
+            let line = |repo: &String| format!("`hf download {repo} --repo-type dataset`");
+            let lines = absent.iter().map(line).collect::<Vec<_>>().join(", ");
+            return (!absent.is_empty()).then(|| format!("{lines}; without --calib there is a bundled text"));
+        }
+        let hint = match self {
             Self::NoTokenizer { .. } => {
                 "`--tokenizer DIR` names a folder with one; lines of `input_ids` need none, nor does `--calib random`, \
                  which is for smoke tests only"
@@ -37,14 +45,17 @@ impl CalibrationError {
             Self::TooLarge { .. } => "`head -n 10000` makes a smaller file; a calibration takes some hundred samples",
             Self::NoSample { .. } => "without --calib there is a bundled text",
             Self::TooManyIds { .. } => "the default of both is 512",
-            Self::Lines { .. } | Self::Bundled(_) => return None,
-        })
+            Self::Lines(_) | Self::Bundled(_) | Self::Sets { .. } => return None,
+        };
+        Some(hint.to_owned())
     }
 }
 
 /// Problems of lines, those that say the same together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Problems {
+    /// Whether it is the rows of a file that are counted, which has no lines.
+    of_rows: bool,
     groups: Vec<Group>,
     /// Lines whose problems are not listed.
     unlisted: u64,
@@ -62,6 +73,11 @@ struct Group {
 const LISTED: usize = 20;
 
 impl Problems {
+    /// None yet, of a file that has rows or lines.
+    pub(super) fn of_file(of_rows: bool) -> Self {
+        Self { of_rows, ..Self::default() }
+    }
+
     pub(super) fn add(&mut self, line: u64, what: String) {
         if let Some(group) = self.groups.iter_mut().find(|group| group.what == what) {
             group.line = group.line.min(line);
@@ -80,17 +96,18 @@ impl Problems {
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = if self.of_rows { "row" } else { "line" };
         let mut groups: Vec<&Group> = self.groups.iter().collect();
         groups.sort_by_key(|group| group.line);
         for group in groups {
-            write!(f, "\n  line {}", group.line)?;
+            write!(f, "\n  {line} {}", group.line)?;
             if group.lines > 1 {
                 write!(f, " and {} more", group.lines - 1)?;
             }
             write!(f, ": {}", group.what)?;
         }
         if self.unlisted > 0 {
-            write!(f, "\n  and {} more lines", self.unlisted)?;
+            write!(f, "\n  and {} more {line}s", self.unlisted)?;
         }
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! The lines of a file, front to back in bounded memory.
 
 use super::error::CalibrationError;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use crc32fast::Hasher;
 use longshore_ckpt::fs::ReadFile;
-use std::path::Path;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 /// Larger files are refused: some hundred million tokens, where a calibration takes less than one million.
 pub(super) const MAX_FILE: u64 = 1 << 30;
@@ -21,6 +22,11 @@ const BYTE_ORDER_MARK: &str = "\u{feff}";
 enum Source {
     File(ReadFile),
     Memory(&'static [u8]),
+    /// Of unknown length.
+    Gzip {
+        path: PathBuf,
+        stream: Box<dyn Read + Send>,
+    },
 }
 
 /// Reads lines one after the other, and sums up the bytes they are made of.
@@ -50,6 +56,18 @@ impl Lines {
         if bytes > MAX_FILE {
             return Err(CalibrationError::TooLarge { path: path.to_owned(), bytes, limit: MAX_FILE }.into());
         }
+        file.advise_sequential();
+        Ok(Self::new(Source::File(file), bytes))
+    }
+
+    /// The lines of a data set's file, of which the first ones are wanted, however many follow.
+    pub(super) fn of_set(path: &Path, is_gzip: bool) -> Result<Self> {
+        if is_gzip {
+            let stream = longshore_eval::gzip::open(path)?;
+            return Ok(Self::new(Source::Gzip { path: path.to_owned(), stream }, u64::MAX));
+        }
+        let file = ReadFile::open(path)?;
+        let bytes = file.len();
         file.advise_sequential();
         Ok(Self::new(Source::File(file), bytes))
     }
@@ -121,12 +139,17 @@ impl Lines {
     }
 
     fn fill(&mut self) -> Result<bool> {
-        let len = BLOCK.min(self.len - self.read) as usize;
+        let mut len = BLOCK.min(self.len - self.read) as usize;
         self.block.resize(len, 0);
         self.used = 0;
-        match &self.source {
+        match &mut self.source {
             Source::File(file) => file.read_exact_at(self.read, &mut self.block)?,
             Source::Memory(bytes) => self.block.copy_from_slice(&bytes[self.read as usize..][..len]),
+            Source::Gzip { path, stream } => {
+                self.block.clear();
+                let read = stream.take(BLOCK).read_to_end(&mut self.block);
+                len = read.with_context(|| format!("reading `{}` as gzip", path.display()))?;
+            }
         }
         self.read += len as u64;
         self.crc.update(&self.block);

@@ -39,7 +39,7 @@ impl Part {
     fn take(&mut self, choice: &mut Choice<Document>) {
         let part = std::mem::take(self);
         if !part.text.is_empty() {
-            choice.offer(Document { line: part.line, text: part.text });
+            choice.offer(Document { file: 0, line: part.line, text: part.text });
         }
     }
 }

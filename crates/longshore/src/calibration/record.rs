@@ -7,6 +7,8 @@ use serde_json::{Map, Value};
 /// A piece of the source that becomes a sample: a line of JSON, or some paragraphs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Document {
+    /// The place of its file among those that are read.
+    pub(super) file: usize,
     /// Where it begins, from 1.
     pub(super) line: u64,
     pub(super) text: String,
@@ -22,6 +24,21 @@ pub(super) enum Record {
 
 /// The keys that are looked for, in this order; the first that is not null counts.
 const KEYS: [&str; 7] = ["input_ids", "messages", "conversations", "prompt", "text", "input", "turns"];
+
+/// All columns that decide what a record is.
+pub(super) const COLUMNS: [&str; 11] = [
+    "input_ids",
+    "messages",
+    "conversations",
+    "prompt",
+    "text",
+    "input",
+    "turns",
+    "completion",
+    "response",
+    "output",
+    "tools",
+];
 
 impl Record {
     /// The record of a line: an object with one of [`KEYS`], a list of messages, or a text.

@@ -3,13 +3,30 @@
 use crate::units::{count, counted};
 use serde::Serialize;
 use std::fmt;
+use std::path::PathBuf;
+
+/// What was taken of one split of a data set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct SplitReport {
+    /// As it was asked for, or its repository.
+    pub(crate) source: String,
+    /// The folder or file.
+    pub(crate) path: PathBuf,
+    /// `None` for a single file.
+    pub(crate) split: Option<String>,
+    pub(crate) rows: u64,
+}
 
 /// What became of the calibration data.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct CalibrationReport {
     /// What the samples were made of.
     pub(crate) source: String,
-    /// The CRC-32 of the whole file or of the bundled text; random ids have none.
+    /// The rows of each split of a data set; empty for other sources.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) splits: Vec<SplitReport>,
+    /// The CRC-32 of the whole file or of the bundled text; of data sets that of the rows taken, as lines of JSON with the
+    /// columns that are read. Random ids have none.
     pub(crate) crc32: Option<u32>,
     /// Bytes that the checksum covers.
     pub(crate) bytes: Option<u64>,

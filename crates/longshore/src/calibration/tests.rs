@@ -67,12 +67,16 @@ fn opened(tokenizer: Option<&Path>) -> Opened {
     Opened::new(&bundled_model(), &engine, &env, &report).unwrap()
 }
 
+fn load_args(args: &CalibArgs, pieces: &Pieces) -> Result<CalibrationSet> {
+    load(args, pieces, &Env::default())
+}
+
 /// Loads a file of this name and content.
 fn load_file(name: &str, content: &[u8], words: &str, pieces: &Pieces) -> Result<CalibrationSet> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
     std::fs::write(&path, content).unwrap();
-    load(&CalibArgs { calib: Some(path), ..args(words) }, pieces)
+    load_args(&CalibArgs { calib: Some(path), ..args(words) }, pieces)
 }
 
 fn jsonl(content: &str, words: &str) -> CalibrationSet {
@@ -180,7 +184,7 @@ fn without_tokenizer_there_are_only_ids() {
     );
     let text = refused("c.txt", b"a", "", &none);
     assert_eq!(text, "`c.txt` must be tokenized, and there is no `tokenizer.json` in `model`");
-    let error = load(&args(""), &none).unwrap_err();
+    let error = load_args(&args(""), &none).unwrap_err();
     assert_eq!(error.to_string(), "the bundled text must be tokenized, and there is no `tokenizer.json` in `model`");
     let hint = error.downcast_ref::<CalibrationError>().and_then(CalibrationError::hint);
     assert!(hint.is_some_and(|hint| hint.contains("--calib random")));
@@ -188,8 +192,9 @@ fn without_tokenizer_there_are_only_ids() {
 
 #[test]
 fn random_ids_are_the_seeds_own_and_come_with_a_warning() {
-    let draw =
-        |seed: u64| load(&args(&format!("--calib random --calib-size 50 --calib-seq 40 --seed {seed}")), &pieces(None));
+    let draw = |seed: u64| {
+        load_args(&args(&format!("--calib random --calib-size 50 --calib-seq 40 --seed {seed}")), &pieces(None))
+    };
     let set = draw(0).unwrap();
     assert!(set.samples.len() == 50 && set.samples.iter().all(|row| row.len() == 40));
     assert!((0..9).all(|id| set.samples.iter().flatten().filter(|&&other| other == id).count() > 150));
@@ -198,7 +203,7 @@ fn random_ids_are_the_seeds_own_and_come_with_a_warning() {
     assert_ne!(set.samples, draw(1).unwrap().samples);
     assert!(set.report.warnings[0].contains("for smoke tests only"));
     assert_eq!(set.report.to_string(), "50 samples of random ids with seed 0, 2,000 tokens");
-    let error = load(&args("--calib random --calib-size 1048576 --calib-seq 1048576"), &pieces(None)).unwrap_err();
+    let error = load_args(&args("--calib random --calib-size 1048576 --calib-seq 1048576"), &pieces(None)).unwrap_err();
     assert!(error.to_string().ends_with("expected at most 268435456 random ids"));
 }
 
@@ -251,7 +256,7 @@ fn the_name_tells_lines_of_json_from_text() {
     for name in ["c.txt", "jsonl", "c.md"] {
         assert!(!is_json_lines(Path::new(name)), "{name}");
     }
-    assert!(load(&args("--calib ./random"), &pieces(None)).is_err());
+    assert!(load_args(&args("--calib ./random"), &pieces(None)).is_err());
 }
 
 #[test]
@@ -259,13 +264,13 @@ fn the_bundled_text_fits_the_bundled_model() {
     let opened = opened(None);
     let pieces = Pieces::of(&opened).unwrap();
     assert_eq!((pieces.vocab, pieces.end), (4096, Some(2)));
-    let set = load(&args(""), &pieces).unwrap();
+    let set = load_args(&args(""), &pieces).unwrap();
     let report = &set.report;
     assert_eq!((report.samples, report.skipped), (BUNDLED.lines().count() as u64, 0));
     assert_eq!(report.crc32, Some(crc32fast::hash(BUNDLED.as_bytes())));
     assert!(report.warnings.is_empty());
     assert!(set.samples.iter().all(|row| !row.is_empty() && row.len() <= 512));
-    let packed = load(&args("--pack on --calib-seq 256"), &pieces).unwrap().samples;
+    let packed = load_args(&args("--pack on --calib-seq 256"), &pieces).unwrap().samples;
     let (last, whole) = packed.split_last().unwrap();
     assert!(whole.iter().all(|row| row.len() == 256) && last.len() <= 256 && packed.len() > 50);
 }
@@ -304,7 +309,7 @@ fn rows_are_those_of_modelopt_without_padding() {
     // The bundled text, as rows of a length and ids, 32 bits each.
     let crc32 = |words: &str| {
         let mut crc = crc32fast::Hasher::new();
-        for row in load(&args(words), &pieces).unwrap().samples {
+        for row in load_args(&args(words), &pieces).unwrap().samples {
             crc.update(&(row.len() as u32).to_le_bytes());
             for id in row {
                 crc.update(&id.to_le_bytes());
@@ -337,7 +342,7 @@ fn a_broken_template_matters_only_to_conversations() {
     let opened = opened(Some(folder.path()));
     let pieces = Pieces::of(&opened).unwrap();
     assert!(load_file("c.jsonl", br#"{"text": "a"}"#, "", &pieces).is_ok());
-    assert!(load(&args(""), &pieces).is_ok());
+    assert!(load_args(&args(""), &pieces).is_ok());
     let error = refused("c.jsonl", br#"[{"role": "user", "content": "a"}]"#, "", &pieces);
     assert!(error.contains("line 1: ") && error.contains("chat_template.jinja:1: "), "{error}");
 }
@@ -347,7 +352,7 @@ fn bundled_conversations_are_rendered_by_the_models_template() {
     let opened = opened(None);
     let mut pieces = Pieces::of(&opened).unwrap();
     let text = |pieces: &Pieces| {
-        let set = load(&args("--calib-seq 4096"), pieces).unwrap();
+        let set = load_args(&args("--calib-seq 4096"), pieces).unwrap();
         let decode = |row: &Vec<u32>| pieces.tokenizer.unwrap().decode(row, false).unwrap();
         set.samples.iter().map(decode).collect::<Vec<_>>().join("\n")
     };
@@ -375,3 +380,5 @@ fn the_bundled_text_is_large_and_has_many_scripts() {
     lines.dedup();
     assert_eq!(lines.len(), BUNDLED.lines().count());
 }
+
+mod sets;

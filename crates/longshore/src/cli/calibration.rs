@@ -7,9 +7,10 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Calibration")]
 pub(crate) struct CalibArgs {
-    /// Samples: `.jsonl` (a text, prompt, conversation or token ids a line), a text file, or `random` for random
-    /// ids [default: a bundled text]
-    #[arg(long, value_name = "FILE", aliases = ["calib-data", "calib_data", "calib-dataset", "calib_dataset"])]
+    /// Samples: `.jsonl` (a text, prompt, conversation or token ids a line), a text file, a data set's folder, or its
+    /// `org/name` or `ModelOpt`'s name in the Hugging Face cache, several with commas; `random`: random ids [default: a
+    /// bundled text]
+    #[arg(long, value_name = "DATA", aliases = ["calib-data", "calib_data", "calib-dataset", "calib_dataset"])]
     pub(crate) calib: Option<PathBuf>,
     /// Samples at most
     #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]

@@ -10,6 +10,7 @@ mod shown;
 use super::{Answer, lint, write};
 use crate::calibration::{self, Pieces};
 use crate::cli::Target;
+use crate::cli::calibration::CalibArgs;
 use crate::cli::quantize::QuantizeArgs;
 use crate::engine::{Opened, with_tokenizer};
 use crate::error::UsageError;
@@ -79,7 +80,8 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
         return shown::dry_run(&quantization, fields, report);
     }
     let needed = quantization.needs_activations() || !is_plain(&config);
-    let set = needed.then(|| calibration::load(&args.calib, &Pieces::of(&opened)?)).transpose()?;
+    let calib = calib_args(args, env, needed, report);
+    let set = needed.then(|| calibration::load(&calib, &Pieces::of(&opened)?, env)).transpose()?;
     let key = match &set {
         Some(set) => calibrate::key(&opened, args, set, &quantization, &config)?,
         None => String::new(),
@@ -151,6 +153,18 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
         report.json("quantize", &fields)?;
     }
     Ok(answer)
+}
+
+/// The samples that are asked for. ModelOpt's script takes a gated set by default, which is taken here where it is cached.
+fn calib_args(args: &QuantizeArgs, env: &Env, needed: bool, report: &Report) -> CalibArgs {
+    let mut calib = args.calib.clone();
+    if needed && args.output.reference_output && calib.calib.is_none() {
+        calib.calib = calibration::reference_set(env);
+        if calib.calib.is_none() {
+            report.note("Note", calibration::in_place_of_the_gated_set());
+        }
+    }
+    calib
 }
 
 /// What earlier runs made of the same inputs, where that is all there is to make.

@@ -5,7 +5,7 @@
 /// The claims of a column chunk's pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Claims {
-    /// The most values of a page.
+    /// The values of all pages, dictionaries included.
     pub(super) values: u64,
     /// The uncompressed bytes of all pages.
     pub(super) size: u64,
@@ -19,7 +19,7 @@ pub(super) fn claims(chunk: &[u8]) -> Option<Claims> {
         let mut header = Header { bytes: chunk, at, size: None, compressed: None, values: 0 };
         header.fields(0, 0)?;
         claims.size = claims.size.checked_add(u64::try_from(header.size?).ok()?)?;
-        claims.values = claims.values.max(u64::try_from(header.values).ok()?);
+        claims.values = claims.values.checked_add(u64::try_from(header.values).ok()?)?;
         at = header.at.checked_add(usize::try_from(header.compressed?).ok()?)?;
     }
     (at == chunk.len()).then_some(claims)
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn claims_are_those_of_the_headers() {
         let two = [page(&[20]), page(&[0xfe, 0xff, 0xff, 0xff, 0x0f])].concat();
-        assert_eq!(claims(&two), Some(Claims { values: 0x7fff_ffff, size: 600 }));
+        assert_eq!(claims(&two), Some(Claims { values: 0x7fff_ffff + 10, size: 600 }));
         assert_eq!(claims(&[]), Some(Claims::default()));
     }
 
