@@ -5,6 +5,7 @@
 //! Reference: megatron-core 0.12 to main of August 2026, `core/dist_checkpointing`.
 
 pub mod extra_state;
+pub(crate) mod folder;
 pub mod item;
 pub mod metadata;
 pub mod pickle;
@@ -16,14 +17,16 @@ mod tests;
 use crate::catalog::{Catalog, Chunk, DataFile, Extent, Format, TensorInfo};
 use crate::error::{Error, ParseError};
 use crate::fs::{self, ReadFile};
+use crate::other_format::OtherFormat;
 use crate::{Dtype, Result};
 use extra_state::ExtraState;
+pub use folder::inner_folder;
 use item::LocateError;
 use metadata::{Metadata, StoredAt};
 use pickle::Pickle;
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The file in the root that names the current inner folder.
 pub const TRACKER: &str = "latest_checkpointed_iteration.txt";
@@ -31,18 +34,16 @@ pub const TRACKER: &str = "latest_checkpointed_iteration.txt";
 /// The file that marks a folder as a distributed checkpoint.
 const MARKER: &str = "metadata.json";
 /// The table of tensors and objects.
-const TABLE: &str = ".metadata";
+pub(crate) const TABLE: &str = ".metadata";
 /// The common state up to megatron-core 0.18.
 const COMMON: &str = "common.pt";
 /// The common state from megatron-core 0.19.
 const COMMON_OBJECT: &str = "common_state/shard_0_1";
 
-/// `release` or a number and white space.
-const MAX_TRACKER: u64 = 256;
 /// Four short fields.
 const MAX_MARKER: u64 = 1 << 20;
 /// About 300 bytes an item at worst, so 850,000 items; a hostile table can take 20 times its size in memory.
-const MAX_TABLE: u64 = 256 << 20;
+pub(crate) const MAX_TABLE: u64 = 256 << 20;
 /// Arguments and the groups of an optimizer; the largest known is below 1 MiB.
 const MAX_COMMON: u64 = 16 << 20;
 
@@ -51,36 +52,9 @@ pub fn metadata_json() -> &'static [u8] {
     br#"{"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}"#
 }
 
-/// The folder that holds the data: `path` itself, or the one that its tracker file names.
-pub fn inner_folder(path: &Path) -> Result<PathBuf> {
-    if fs::exists(&path.join(MARKER)) {
-        return Ok(path.to_owned());
-    }
-    let tracker = path.join(TRACKER);
-    if !fs::exists(&tracker) {
-        return Err(Error::NotFound {
-            path: path.to_owned(),
-            what: format!("there is no `{MARKER}` and no `{TRACKER}`"),
-        });
-    }
-    let bytes = fs::read_small(&tracker, MAX_TRACKER)?;
-    let text = bytes.trim_ascii();
-    let name = match std::str::from_utf8(text).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit())) {
-        Some(digits) => digits.parse::<u64>().ok().map(|iteration| format!("iter_{iteration:07}")),
-        None => (text == b"release").then(|| "release".to_owned()),
-    };
-    let Some(name) = name else {
-        let what = format!("expected `release` or an iteration, found `{}`", text.escape_ascii());
-        return Err(Error::Malformed { path: tracker, offset: 0, what });
-    };
-    let inner = path.join(&name);
-    if fs::exists(&inner.join(MARKER)) {
-        return Ok(inner);
-    }
-    Err(Error::NotFound {
-        path: inner,
-        what: format!("there is no `{MARKER}`, although `{TRACKER}` names this folder"),
-    })
+/// Whether `path` is the root or the inner folder of a Megatron checkpoint.
+pub(crate) fn is_marked(path: &Path) -> bool {
+    [MARKER, TRACKER].iter().any(|name| fs::exists(&path.join(name)))
 }
 
 /// Opens the checkpoint whose root or inner folder is `path`. Reads the table and the common state and checks that every
@@ -112,6 +86,7 @@ fn check_backend(path: &Path) -> Result<()> {
     let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
     match json.get("sharded_backend").and_then(serde_json::Value::as_str) {
         Some("torch_dist") => Ok(()),
+        Some("zarr") => Err(OtherFormat::Zarr.refused(path.parent().unwrap_or(path))),
         Some(other) => {
             Err(Error::Unsupported { path: path.to_owned(), what: format!("the backend `{}`", other.escape_debug()) })
         }

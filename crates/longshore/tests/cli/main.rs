@@ -11,6 +11,7 @@ mod harness;
 mod inspect;
 mod llama;
 mod logits;
+mod other_formats;
 mod quantize;
 mod refused;
 mod usage;
