@@ -102,6 +102,8 @@ pub struct Catalog {
     pub objects: BTreeMap<String, Extent>,
     /// The common state of torch_dist (`common.pt` or the object `common_state`), parsed, never executed.
     pub common: Option<Pickle>,
+    /// What every key of the model begins with in the files of torch_dist and not here, as NeMo writes them.
+    pub prefix: Option<&'static str>,
 }
 
 impl Catalog {

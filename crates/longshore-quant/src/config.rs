@@ -11,7 +11,7 @@ mod parse;
 mod plain;
 pub mod recipe;
 mod resolve;
-mod yaml;
+pub mod yaml;
 
 pub use algorithm::{Algorithm, Clip, Method, Sweep};
 pub use choices::{Choice, choices};

@@ -163,7 +163,15 @@ fn tensor_info(entry: TensorEntry, file: u32, data_start: u64) -> TensorInfo {
 }
 
 fn catalog(folder: PathBuf, files: Vec<DataFile>, tensors: BTreeMap<String, TensorInfo>) -> Catalog {
-    Catalog { format: Format::Safetensors, folder, files, tensors, objects: BTreeMap::new(), common: None }
+    Catalog {
+        format: Format::Safetensors,
+        folder,
+        files,
+        tensors,
+        objects: BTreeMap::new(),
+        common: None,
+        prefix: None,
+    }
 }
 
 /// The problems in one line: the first [`LISTED`], then how many more.

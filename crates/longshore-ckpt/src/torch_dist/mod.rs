@@ -40,6 +40,12 @@ const COMMON: &str = "common.pt";
 /// The common state from megatron-core 0.19.
 const COMMON_OBJECT: &str = "common_state/shard_0_1";
 
+/// What NeMo's keys of a model begin with: 2.x, 1.x.
+const PREFIXES: [&str; 2] = ["module.", "model."];
+/// What keys of training state begin with.
+const TRAINING_STATE: [&str; 5] =
+    ["optimizer.", "chained_", "opt_param_scheduler", "rng_state", "rerun_state_machine_state"];
+
 /// Four short fields.
 const MAX_MARKER: u64 = 1 << 20;
 /// About 300 bytes an item at worst, so 850,000 items; a hostile table can take 20 times its size in memory.
@@ -75,9 +81,31 @@ pub fn open(path: &Path) -> Result<Catalog> {
         (key, TensorInfo { dtype: entry.dtype, shape: entry.shape, chunks })
     });
     let tensors = tensors.collect();
-    let mut catalog = Catalog { format: Format::TorchDist, folder, files, tensors, objects, common: None };
+    let mut catalog =
+        Catalog { format: Format::TorchDist, folder, files, tensors, objects, common: None, prefix: None };
     catalog.common = common(&catalog)?;
+    take_prefix(&mut catalog);
     Ok(catalog)
+}
+
+/// Takes off what NeMo puts before every key. Where a single key of the model lacks it, all keys stay as they are.
+fn take_prefix(catalog: &mut Catalog) {
+    let mut models = catalog.tensors.keys().filter(|key| !is_training_state(key)).peekable();
+    let Some(prefix) = models.peek().and_then(|key| PREFIXES.into_iter().find(|prefix| key.starts_with(prefix))) else {
+        return;
+    };
+    if !models.all(|key| key.starts_with(prefix)) {
+        return;
+    }
+    let short = |key: String| key.strip_prefix(prefix).map(str::to_owned).unwrap_or(key);
+    catalog.tensors = std::mem::take(&mut catalog.tensors).into_iter().map(|(key, info)| (short(key), info)).collect();
+    catalog.objects = std::mem::take(&mut catalog.objects).into_iter().map(|(key, at)| (short(key), at)).collect();
+    catalog.prefix = Some(prefix);
+}
+
+/// Whether a key is of training state that no model needs: optimizer, scheduler, RNG, rerun state.
+pub fn is_training_state(key: &str) -> bool {
+    TRAINING_STATE.iter().any(|prefix| key.starts_with(prefix))
 }
 
 fn check_backend(path: &Path) -> Result<()> {

@@ -1,8 +1,10 @@
 //! The small files that travel with the weights: config, generation config, tokenizer, template, custom code.
 
 use super::{Content, SmallFile};
-use crate::Result;
+use crate::config::ModelConfig;
+use crate::config::pruned::{Change, rewrite};
 use crate::quantized::hf_config::remove;
+use crate::{Error, Result};
 use longshore_ckpt::fs;
 use std::path::Path;
 
@@ -68,6 +70,17 @@ pub(super) fn dequantized(small: &mut Vec<SmallFile>) -> Result<()> {
     Ok(())
 }
 
+/// Writes the sizes of a pruned model into its config.json.
+pub(super) fn resized(small: &mut [SmallFile], changes: &[Change], config: &ModelConfig) -> Result<()> {
+    let is_config = |file: &&mut SmallFile| file.name == "config.json" || file.name.ends_with("/config.json");
+    for file in small.iter_mut().filter(|file| !changes.is_empty() && is_config(file)) {
+        let text = String::from_utf8_lossy(&file.bytes()?).into_owned();
+        let rewritten = rewrite(&text, changes, config, "config.json").map_err(Error::Refused)?;
+        file.content = Content::Bytes(rewritten.into_bytes());
+    }
+    Ok(())
+}
+
 impl SmallFile {
     /// The bytes to write. Errors: the file changed since the plan was made.
     pub(crate) fn bytes(&self) -> Result<Vec<u8>> {
@@ -77,7 +90,7 @@ impl SmallFile {
                 let bytes = fs::read_small(path, MAX_SIZE)?;
                 if crc32fast::hash(&bytes) != *crc {
                     let what = "its checksum differs".into();
-                    return Err(crate::Error::SourceChanged { path: path.clone(), what });
+                    return Err(Error::SourceChanged { path: path.clone(), what });
                 }
                 Ok(bytes)
             }

@@ -9,24 +9,22 @@ use super::{
 };
 use crate::arch::SpecKeys;
 use crate::compare::surplus;
+use crate::config::pruned::Change;
 use crate::config::{ModelConfig, megatron, release};
 use crate::error::Problem;
 use crate::mapping::{Declared, Mapping, Precision};
-use crate::model::{Model, check_vocabulary, read_manifest, spec_keys, stored_vocab};
+use crate::model::{Model, Stored, check_vocabulary, read_manifest, spec_keys, stored_vocab, tokenizer_folder};
 use crate::options::{DtypeChoice, ExportOptions};
 use crate::quantized::overlay::HfForm;
 use crate::quantized::{Calibrated, Quantization, exported, hf_config, overlay, stored};
 use crate::region::Region;
 use crate::resolve::{Direction, DtypeRule, OpenFiles, Part, Recipe, Resolved, is_float, locate, resolve};
 use crate::{Error, Result, source};
+use longshore_ckpt::torch_dist::is_training_state;
 use longshore_ckpt::{Catalog, Dtype, Format, fs};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// Keys of training state that no model needs: optimizer, scheduler, RNG, rerun state.
-const TRAINING_STATE: [&str; 5] =
-    ["optimizer.", "chained_", "opt_param_scheduler", "rng_state", "rerun_state_machine_state"];
 
 /// Plans the export of the torch_dist checkpoint `source` into the Hugging Face folder `destination`.
 pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -> Result<Plan> {
@@ -48,7 +46,7 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
     if catalog.format != Format::TorchDist && quantized.is_none() {
         return Err(model_error(source, "not a torch_dist checkpoint but a Hugging Face folder"));
     }
-    let Opened { folder, config, mapping, direction, mut notes, mut problems, recorded, settled, stored } =
+    let Opened { folder, changes, config, mapping, direction, mut notes, mut problems, recorded, settled, stored } =
         open(&mut catalog, options)?;
     if quantized.is_some() && stored.is_some() {
         return Err(already_quantized(&catalog.folder));
@@ -91,13 +89,21 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
         Some(folder) => {
             let links =
                 if options.base.is_some() || direction == Direction::Import { Links::Follow } else { Links::Refuse };
-            companions::collect(folder, "", links)?
+            let mut small = companions::collect(folder, "", links)?;
+            companions::resized(&mut small, &changes, &config)?;
+            small
         }
         None => {
             let (json, assumed) = release::hf_json(&config);
             notes.extend(assumed.into_iter().map(|n| Note::new(NoteKind::Warning, n)));
             let bytes = serde_json::to_vec_pretty(&json).unwrap_or_default();
-            vec![SmallFile { name: "config.json".into(), content: Content::Bytes(bytes) }]
+            let mut small = match tokenizer_folder(&catalog) {
+                Some(tokenizer) => companions::collect(&tokenizer, "", Links::Refuse)?,
+                None => Vec::new(),
+            };
+            small.retain(|file| file.name != "config.json");
+            small.push(SmallFile { name: "config.json".into(), content: Content::Bytes(bytes) });
+            small
         }
     };
     if let (Some(_), DtypeChoice::Cast(dtype)) = (&folder, options.dtype) {
@@ -139,6 +145,8 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
 struct Opened {
     /// Where its config.json and tokenizer are.
     folder: Option<PathBuf>,
+    /// What of that config.json pruning changed.
+    changes: Vec<Change>,
     config: ModelConfig,
     mapping: Mapping,
     /// Whose tensors it holds: [`Direction::Export`] of torch_dist, [`Direction::Import`] of a Hugging Face folder.
@@ -160,11 +168,12 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
         if packed.is_some() {
             return Err(already_quantized(&catalog.folder));
         }
-        let Model { config, architecture, folder, notes } = model;
+        let Model { config, architecture, folder, changes, notes } = model;
         let mapping = (architecture.mapping)(&config, &SpecKeys::CANONICAL, config.vocab_size);
         let (recorded, direction) = (BTreeMap::new(), Direction::Import);
         return Ok(Opened {
             folder,
+            changes,
             config,
             mapping,
             direction,
@@ -179,10 +188,10 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
     let mut model = Model::from_torch_dist(catalog, options.base.as_deref())?;
     model.check_converted(&catalog.folder)?;
     model.settle_mtp(catalog.tensors.keys(), 1);
-    let Model { mut config, architecture, folder, mut notes } = model;
-    let mut problems = match (&folder, &catalog.common) {
-        (Some(_), Some(common)) => megatron::contradictions(&megatron::Args::from_common(common.root()), &config),
-        _ => Vec::new(),
+    let Model { mut config, architecture, folder, changes, mut notes } = model;
+    let mut problems = match &folder {
+        Some(_) => megatron::contradictions(&Stored::of(catalog)?.args, &config),
+        None => Vec::new(),
     };
     let ignored = drop_training_state(catalog);
     if ignored > 0 {
@@ -205,9 +214,9 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
     let rows = stored.max(config.vocab_size);
     check_vocabulary(&config, rows, &catalog.folder)?;
     let mapping = (architecture.mapping)(&config, &spec_keys(catalog), rows);
-    let mut model = Model { config, architecture, folder, notes };
+    let mut model = Model { config, architecture, folder, changes, notes };
     let stored = stored::read(catalog, &mut model)?;
-    let Model { config, folder, notes, .. } = model;
+    let Model { config, folder, changes, notes, .. } = model;
     let mut recorded = match &options.base {
         Some(base) => base_dtypes(base)?,
         None => BTreeMap::new(),
@@ -215,7 +224,7 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
     let settled = manifest.is_some();
     recorded.extend(manifest.map(|m| m.origin.dtypes).unwrap_or_default());
     let direction = Direction::Export;
-    Ok(Opened { folder, config, mapping, direction, notes, problems, recorded, settled, stored })
+    Ok(Opened { folder, changes, config, mapping, direction, notes, problems, recorded, settled, stored })
 }
 
 /// The tensors of a Hugging Face folder as they are, checked as for an import.
@@ -263,10 +272,9 @@ fn describe(small: &mut Vec<SmallFile>, quantization: &Quantization, mapping: &M
 
 /// Takes training state out of the catalog; returns how many entries.
 pub(crate) fn drop_training_state(catalog: &mut Catalog) -> usize {
-    let is_state = |name: &str| TRAINING_STATE.iter().any(|p| name.starts_with(p));
     let before = catalog.tensors.len() + catalog.objects.len();
-    catalog.tensors.retain(|name, _| !is_state(name));
-    catalog.objects.retain(|name, _| !is_state(name));
+    catalog.tensors.retain(|name, _| !is_training_state(name));
+    catalog.objects.retain(|name, _| !is_training_state(name));
     before - catalog.tensors.len() - catalog.objects.len()
 }
 

@@ -16,3 +16,4 @@ mod random;
 mod refusals;
 mod shared_data;
 mod snapshots;
+mod stored_forms;

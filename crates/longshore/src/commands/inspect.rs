@@ -80,6 +80,9 @@ pub(super) fn head(
             format!("{shown}, {}, {}: {}", bytes(data), counted(chunks as u64, "chunk"), dtypes(tensors)),
         ],
     ];
+    if let Some(prefix) = catalog.prefix {
+        rows.push(vec!["prefix".into(), format!("`{prefix}` before every name, left out here")]);
+    }
     if catalog.format == Format::TorchDist {
         rows.push(vec!["objects".into(), count(catalog.objects.len() as u64)]);
     }
@@ -149,6 +152,7 @@ fn json(catalog: &Catalog, tensors: &[(&String, &TensorInfo)], model: Option<&Mo
         "model": model,
         "bytes": catalog.total_size(),
         "objects": catalog.objects.len(),
+        "prefix": catalog.prefix,
         "files": catalog.files,
         "tensors": tensors,
     })

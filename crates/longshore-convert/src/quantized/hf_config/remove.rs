@@ -4,6 +4,11 @@ use super::insert::KEY;
 
 /// The text of a config.json without its top-level key `quantization_config`; `None` where it has none. The text parses.
 pub fn remove(config_json: &str) -> Option<String> {
+    remove_key(config_json, KEY)
+}
+
+/// The same for any key.
+pub(crate) fn remove_key(config_json: &str, key: &str) -> Option<String> {
     let bytes = config_json.as_bytes();
     let (mut depth, mut at, mut previous_comma, mut begin) = (0u32, 0, None, None);
     while at < bytes.len() {
@@ -12,7 +17,7 @@ pub fn remove(config_json: &str) -> Option<String> {
                 let end = string_end(bytes, at)?;
                 let after = bytes[end..].iter().position(|b| !b.is_ascii_whitespace()).map(|n| end + n);
                 let is_key = depth == 1 && after.is_some_and(|i| bytes[i] == b':');
-                if is_key && begin.is_none() && config_json[at..end] == format!("\"{KEY}\"") {
+                if is_key && begin.is_none() && config_json[at..end] == format!("\"{key}\"") {
                     begin = Some(at);
                 }
                 at = end;
