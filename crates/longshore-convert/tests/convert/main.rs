@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says what it skips")]
 
+mod bridge_listing;
 mod casts;
 mod gather;
 mod golden;
@@ -17,3 +18,4 @@ mod refusals;
 mod shared_data;
 mod snapshots;
 mod stored_forms;
+mod structure;

@@ -1,5 +1,7 @@
 //! `longshore inspect`: what a checkpoint holds, from its headers alone.
 
+mod structure;
+
 use super::Answer;
 use crate::cli::InspectArgs;
 use crate::error::UsageError;
@@ -20,6 +22,15 @@ pub(super) fn run(args: &InspectArgs, env: &Env, report: &Report) -> Result<Answ
     if args.raw {
         let common = catalog.common.as_ref().ok_or_else(|| UsageError::NoPickle { path: catalog.folder.clone() })?;
         report.data(&(common.root().to_text() + "\n"))?;
+        return Ok(Answer::Yes);
+    }
+    if args.structure {
+        let module = longshore_convert::structure::structure(catalog)?.folded();
+        if report.is_json() {
+            report.json("inspect", &json!({ "structure": structure::object(&module) }))?;
+        } else {
+            report.data(&structure::text(&module))?;
+        }
         return Ok(Answer::Yes);
     }
     let matches = |name: &str| args.glob.as_ref().is_none_or(|glob| glob_matches(glob, name));
