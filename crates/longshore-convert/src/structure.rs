@@ -87,17 +87,21 @@ impl Module {
         }
         for mut module in modules {
             let names = std::mem::take(&mut module.names);
-            let like = self.modules.iter_mut().find(|known| {
-                let Self { class, parameters, quantizers, modules, .. } = known;
-                (&*class, &*parameters, &*quantizers, &*modules)
-                    == (&module.class, &module.parameters, &module.quantizers, &module.modules)
-            });
+            let like = self.modules.iter_mut().find(|known| known.is_like(&module));
             match like {
                 Some(known) => known.names.extend(names),
                 None => self.modules.push(Self { names, ..module }),
             }
         }
         self
+    }
+
+    /// Whether the two differ in their names at most.
+    fn is_like(&self, other: &Self) -> bool {
+        self.class == other.class
+            && self.parameters == other.parameters
+            && self.quantizers == other.quantizers
+            && self.modules == other.modules
     }
 
     /// Puts the quantizers of a model to their modules. `path` is what lies above this one.

@@ -32,7 +32,10 @@ fn the_modules_of_a_model() {
     dir.ok(&["convert", &source(), "local", "--spec", "local", "-q"]);
     // A folder shows what a conversion of it is loaded by.
     assert_eq!(folder, dir.ok(&["inspect", "te", "--structure"]));
-    assert!(folder.contains("(in_proj): TELayerNormColumnParallelLinear  layer_norm_weight [256], weight ["), "{folder}");
+    assert!(
+        folder.contains("(in_proj): TELayerNormColumnParallelLinear  layer_norm_weight [256], weight ["),
+        "{folder}"
+    );
     let local = dir.ok(&["inspect", "local", "--structure"]);
     assert!(local.contains("(in_proj): ColumnParallelLinear  weight ["), "{local}");
     assert!(local.contains(" x MLP\n"), "{local}");
