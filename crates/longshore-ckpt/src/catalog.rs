@@ -2,7 +2,7 @@
 
 use crate::tensor::{Dtype, Rect, check_tiling};
 use crate::torch_dist::pickle::Pickle;
-use crate::{Result, fs, safetensors, torch_dist};
+use crate::{OtherFormat, Result, safetensors, torch_dist};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,23 @@ pub enum Format {
     Safetensors,
     /// A Megatron-Core distributed checkpoint.
     TorchDist,
+}
+
+impl Format {
+    /// The format of the checkpoint at `path`, by its files. One of another format is refused by name; where nothing marks
+    /// one, a Hugging Face folder is expected.
+    pub fn of(path: &Path) -> Result<Self> {
+        if safetensors::is_marked(path) && !torch_dist::is_marked(path) {
+            return Ok(Self::Safetensors);
+        }
+        if torch_dist::folder::find(path)?.is_some() {
+            return Ok(Self::TorchDist);
+        }
+        match OtherFormat::find(path)? {
+            Some((found, format)) => Err(format.refused(&found)),
+            None => Ok(Self::Safetensors),
+        }
+    }
 }
 
 /// A data file of the checkpoint.
@@ -85,16 +102,17 @@ pub struct Catalog {
     pub objects: BTreeMap<String, Extent>,
     /// The common state of torch_dist (`common.pt` or the object `common_state`), parsed, never executed.
     pub common: Option<Pickle>,
+    /// What every key of the model begins with in the files of torch_dist and not here, as NeMo writes them.
+    pub prefix: Option<&'static str>,
 }
 
 impl Catalog {
     /// Opens the checkpoint at `path`: a Hugging Face folder, a Megatron root or one of its inner folders. Reads headers
     /// and metadata only.
     pub fn open(path: &Path) -> Result<Self> {
-        if fs::exists(&path.join("metadata.json")) || fs::exists(&path.join(torch_dist::TRACKER)) {
-            torch_dist::open(path)
-        } else {
-            safetensors::open(path)
+        match Format::of(path)? {
+            Format::TorchDist => torch_dist::open(path),
+            Format::Safetensors => safetensors::open(path),
         }
     }
 

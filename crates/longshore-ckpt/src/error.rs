@@ -1,5 +1,6 @@
 //! What can be wrong with a checkpoint: facts with their place. Advice belongs to the program, not here.
 
+use crate::other_format::OtherFormat;
 use std::path::PathBuf;
 
 /// Every way in which reading or writing a checkpoint fails.
@@ -32,6 +33,14 @@ pub enum Error {
         path: PathBuf,
         /// The construct.
         what: String,
+    },
+    /// A checkpoint of another format, which this program knows by name only.
+    #[error("`{}` is {format}, which is not read", path.display())]
+    OtherFormat {
+        /// The file or folder.
+        path: PathBuf,
+        /// The format.
+        format: OtherFormat,
     },
     /// A pickle holds an object of an unknown class where a plain value is needed.
     #[error("`{}`: {what} is an opaque object of class `{global}`", path.display())]

@@ -10,12 +10,14 @@ pub mod catalog;
 pub mod error;
 pub mod fs;
 pub mod hub_cache;
+pub mod other_format;
 pub mod safetensors;
 pub mod tensor;
 pub mod torch_dist;
 
 pub use catalog::{Catalog, Chunk, Extent, Format, TensorInfo};
 pub use error::Error;
+pub use other_format::OtherFormat;
 pub use tensor::{Dtype, Rect};
 
 /// The result of every fallible function of this crate.

@@ -12,6 +12,7 @@
 
 mod folder;
 
+pub(crate) use folder::is_marked;
 pub use folder::open;
 
 use crate::error::ParseError;

@@ -7,6 +7,7 @@ use crate::config::{Activation, Attention, LayerSpec, Mamba, Mlp, ModelConfig, M
 use crate::error::Problem;
 use crate::mapping::Mapping;
 use crate::options::{ImportOptions, Layout, NormKeys, SpecName};
+use crate::structure::{Module, Spec};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::panic::Location;
@@ -60,6 +61,8 @@ pub struct Architecture {
     pub norms_round_first: bool,
     /// Parallel sizes that no model of the config can have; `None` where models run but are not converted.
     pub check_layout: Option<fn(&ModelConfig, Layout) -> Vec<Problem>>,
+    /// The modules of the model in Megatron; `None` where models run but are not converted.
+    pub structure: Option<fn(&ModelConfig, Spec) -> Module>,
     /// A small config that has every layer kind, for printing the table.
     pub example: fn() -> ModelConfig,
 }
@@ -81,6 +84,7 @@ const ARCHITECTURES: [Architecture; 2] = [
         final_norm: "decoder.final_norm",
         norms_round_first: false,
         check_layout: Some(nemotron_h::check_layout),
+        structure: Some(nemotron_h::structure),
         example: nemotron_h_example,
     },
     Architecture {
@@ -92,6 +96,7 @@ const ARCHITECTURES: [Architecture; 2] = [
         final_norm: llama::FINAL_NORM,
         norms_round_first: true,
         check_layout: None,
+        structure: None,
         example: llama_example,
     },
 ];

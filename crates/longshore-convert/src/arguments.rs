@@ -210,7 +210,10 @@ fn is_hybrid(outline: &Outline) -> bool {
 /// Where the config was read, for problems.
 fn file(outline: &Outline) -> String {
     let folder = outline.model.folder.as_ref();
-    folder.map_or_else(|| megatron::FILE.to_owned(), |folder| folder.join("config.json").display().to_string())
+    folder.map_or_else(
+        || megatron::Args::default().file.to_owned(),
+        |folder| folder.join("config.json").display().to_string(),
+    )
 }
 
 fn dashed(attribute: &str) -> String {

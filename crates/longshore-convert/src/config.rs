@@ -4,7 +4,9 @@ pub mod hf;
 pub mod json;
 pub mod megatron;
 mod pattern;
+pub mod pruned;
 pub mod release;
+pub(crate) mod run_config;
 mod stored;
 pub(crate) mod text;
 

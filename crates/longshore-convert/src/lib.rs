@@ -32,6 +32,7 @@ pub mod region;
 pub mod resolve;
 pub mod run;
 pub mod source;
+pub mod structure;
 pub mod verify;
 
 pub use error::{Error, Problem};

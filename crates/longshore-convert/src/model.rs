@@ -1,17 +1,21 @@
 //! What model a checkpoint holds: its config, its architecture and, on the Megatron side, its keys.
 
 use crate::arch::{self, Architecture, SpecKeys};
-use crate::config::{ModelConfig, hf, json, megatron};
+use crate::config::pruned::{Change, pruned};
+use crate::config::{ModelConfig, hf, json, megatron, run_config};
 use crate::manifest::{self, Manifest};
 use crate::options::{NormKeys, SpecName};
 use crate::plan::{Note, NoteKind};
 use crate::{Error, Result};
-use longshore_ckpt::{Catalog, fs};
+use longshore_ckpt::error::ParseError;
+use longshore_ckpt::{Catalog, Format, fs};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The folder inside a torch_dist checkpoint in which the Hugging Face files travel.
 pub const TRAVELLING: &str = "hf";
+/// The folder inside a torch_dist checkpoint in which Megatron stores the tokenizer.
+pub(crate) const TOKENIZER: &str = "tokenizer";
 const MAX_CONFIG: u64 = 16 << 20;
 
 /// A model as its checkpoint describes it.
@@ -22,6 +26,8 @@ pub struct Model {
     pub architecture: &'static Architecture,
     /// The folder with the config.json that was read; `None` where it was rebuilt from stored arguments.
     pub folder: Option<PathBuf>,
+    /// What the checkpoint, which was pruned, has otherwise than that config.json.
+    pub changes: Vec<Change>,
     /// What was inferred, assumed or ignored.
     pub notes: Vec<Note>,
 }
@@ -41,23 +47,46 @@ impl Model {
     }
 
     /// The model of a torch_dist checkpoint: from `base`, else the config that travels with it, else its arguments.
+    ///
+    /// Where its arguments and tensors agree on a smaller model than the config describes, it was pruned, and its own sizes
+    /// are right.
     pub fn from_torch_dist(catalog: &Catalog, base: Option<&Path>) -> Result<Self> {
         let travelling = catalog.folder.join(TRAVELLING);
-        if let Some(base) = base {
-            return Self::from_folder(base);
-        }
-        if fs::exists(&travelling.join("config.json")) {
-            return Self::from_folder(&travelling);
-        }
+        let folder = base.or_else(|| fs::exists(&travelling.join("config.json")).then_some(&travelling));
+        let Stored { args, notes } = Stored::of(catalog)?;
         let keys: BTreeMap<String, Vec<u64>> =
             catalog.tensors.iter().map(|(k, t)| (k.clone(), t.shape.clone())).collect();
-        let args = match &catalog.common {
-            Some(common) => megatron::Args::from_common(common.root()),
-            None => megatron::Args::default(),
+        let mut model = match folder {
+            Some(folder) => {
+                let mut model = Self::from_folder(folder)?;
+                model.prune(&args, &keys);
+                model
+            }
+            None => {
+                let (config, assumed) = megatron::read(&args, &keys).map_err(Error::Refused)?;
+                let assumed = assumed.into_iter().map(|n| Note::new(NoteKind::Inferred, n));
+                let notes = notes.into_iter().chain(assumed).collect();
+                Self::new(config, None, notes, &catalog.folder)?
+            }
         };
-        let (config, assumed) = megatron::read(&args, &keys).map_err(Error::Refused)?;
-        let notes = assumed.into_iter().map(|n| Note::new(NoteKind::Inferred, n)).collect();
-        Self::new(config, None, notes, &catalog.folder)
+        if let Some(prefix) = catalog.prefix {
+            let text = format!("every key begins with `{prefix}`, which is left out, as in NeMo's checkpoints");
+            model.notes.push(Note::new(NoteKind::Inferred, text));
+        }
+        Ok(model)
+    }
+
+    /// Takes the sizes of the checkpoint where it holds what pruning left of the model.
+    fn prune(&mut self, args: &megatron::Args, keys: &BTreeMap<String, Vec<u64>>) {
+        if args.values.is_empty() {
+            return;
+        }
+        let Ok((stored, _)) = megatron::read(args, keys) else { return };
+        if let Some((config, changes)) = pruned(&self.config, &stored) {
+            let pruned = changes.iter().map(|change| Note::new(NoteKind::Inferred, format!("pruned: {change}")));
+            self.notes.extend(pruned);
+            (self.config, self.changes) = (config, changes);
+        }
     }
 
     fn new(config: ModelConfig, folder: Option<PathBuf>, notes: Vec<Note>, path: &Path) -> Result<Self> {
@@ -66,7 +95,7 @@ impl Model {
             let what = format!("architecture `{}` is not one of {}", config.architecture, known.join(", "));
             return Err(Error::Model { path: path.into(), what });
         };
-        Ok(Self { config, architecture, folder, notes })
+        Ok(Self { config, architecture, folder, changes: Vec::new(), notes })
     }
 
     /// Refuses a model that runs but is not converted: no checkpoint of Megatron is read or written for it.
@@ -96,6 +125,40 @@ impl Model {
             self.notes.push(Note::new(NoteKind::Inferred, text));
         }
     }
+}
+
+/// What a torch_dist checkpoint says of its model apart from tensors.
+pub(crate) struct Stored {
+    pub(crate) args: megatron::Args,
+    /// Where that was found, if not among the arguments.
+    notes: Vec<Note>,
+}
+
+impl Stored {
+    /// The arguments in the common state, else what Megatron-Bridge keeps in their place.
+    pub(crate) fn of(catalog: &Catalog) -> Result<Self> {
+        let common = catalog.common.as_ref().map(|common| megatron::Args::from_common(common.root()));
+        let path = catalog.folder.join(run_config::NAME);
+        if let Some(args) = common.filter(|args| !args.values.is_empty()) {
+            return Ok(Self { args, notes: Vec::new() });
+        }
+        if !fs::exists(&path) {
+            return Ok(Self { args: megatron::Args::default(), notes: Vec::new() });
+        }
+        let bytes = fs::read_small(&path, run_config::MAX_SIZE)?;
+        let text = std::str::from_utf8(&bytes)
+            .map_err(|e| ParseError::new(e.valid_up_to(), "expected UTF-8").in_file(&path, 0))?;
+        let (args, origin) = run_config::read(text).map_err(|problem| Error::Refused(vec![problem]))?;
+        let origin = origin.map(|id| format!(", made from `{id}`")).unwrap_or_default();
+        let text = format!("the model is that of Megatron-Bridge's `{}`{origin}", run_config::NAME);
+        Ok(Self { args, notes: vec![Note::new(NoteKind::Inferred, text)] })
+    }
+}
+
+/// The tokenizer that Megatron stores with a checkpoint (`--save-tokenizer-assets`, and Megatron-Bridge always).
+pub fn tokenizer_folder(catalog: &Catalog) -> Option<PathBuf> {
+    let folder = catalog.folder.join(TOKENIZER);
+    (catalog.format == Format::TorchDist && fs::is_dir(&folder)).then_some(folder)
 }
 
 /// The keys that a torch_dist checkpoint uses.

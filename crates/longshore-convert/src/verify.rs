@@ -98,7 +98,10 @@ pub fn verify(path: &Path, options: &VerifyOptions, progress: &dyn Progress) -> 
 
 /// The folder that holds the data files and the manifest.
 fn data_folder(path: &Path) -> Result<PathBuf> {
-    if fs::exists(&path.join(torch_dist::TRACKER)) { Ok(torch_dist::inner_folder(path)?) } else { Ok(path.into()) }
+    match Format::of(path)? {
+        Format::TorchDist => Ok(torch_dist::inner_folder(path)?),
+        Format::Safetensors => Ok(path.into()),
+    }
 }
 
 /// Every file of the manifest: there, of the right length and, unless quick, of the right bytes.

@@ -13,7 +13,7 @@ mod parts;
 mod plain;
 pub mod recipe;
 mod resolve;
-mod yaml;
+pub mod yaml;
 
 pub use algorithm::{Algorithm, Clip, Method, Sweep};
 pub use builtin::{BuiltIn, built_ins};

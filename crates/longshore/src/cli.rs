@@ -291,6 +291,9 @@ pub(crate) struct InspectArgs {
     /// List the data files instead of the tensors
     #[arg(long)]
     pub(crate) files: bool,
+    /// Show the modules of the model as Megatron builds it, with its classes; layers that are alike once
+    #[arg(long, conflicts_with_all = ["files", "glob", "raw"])]
+    pub(crate) structure: bool,
     /// Show the pickle of the common state as text; nothing in it is executed
     #[arg(long, conflicts_with_all = ["files", "glob", "json"])]
     pub(crate) raw: bool,

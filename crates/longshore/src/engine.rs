@@ -10,6 +10,7 @@ use crate::report::Report;
 use crate::units::{bytes, counted};
 use anyhow::{Context, Result};
 use longshore_ckpt::{Dtype, Format};
+use longshore_convert::model::tokenizer_folder;
 use longshore_convert::source::Source;
 use longshore_infer::backend::cpu::{Cpu, Precision};
 use longshore_infer::chat::{ChatError, ChatTemplate};
@@ -47,7 +48,8 @@ impl Opened {
             // Shown without being asked for: what is inferred or not known of a config may change what is computed.
             report.note("Note", &note.text);
         }
-        let own = source.model.folder.clone().unwrap_or_else(|| source.catalog.folder.clone());
+        let own = source.model.folder.clone().or_else(|| tokenizer_folder(&source.catalog));
+        let own = own.unwrap_or_else(|| source.catalog.folder.clone());
         let companions = match &args.tokenizer {
             Some(folder) => locate::checkpoint(folder, env)?,
             None => own.clone(),

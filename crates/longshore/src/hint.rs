@@ -3,7 +3,7 @@
 use crate::calibration::CalibrationError;
 use crate::error::{Unanswered, UsageError};
 use crate::nearest::nearest;
-use longshore_ckpt::Error as Checkpoint;
+use longshore_ckpt::{Error as Checkpoint, OtherFormat};
 use longshore_convert::{Error, Problem};
 use longshore_endpoint::Error as Endpoint;
 use longshore_infer::chat::ChatError;
@@ -146,6 +146,7 @@ fn checkpoint(error: &Checkpoint) -> Option<String> {
                     .into(),
             );
         }
+        Checkpoint::OtherFormat { format, .. } => return Some(other_format(*format).into()),
         _ => return None,
     };
     match kind {
@@ -153,6 +154,23 @@ fn checkpoint(error: &Checkpoint) -> Option<String> {
             Some("free some space; the same command goes on from the finished files".into())
         }
         _ => None,
+    }
+}
+
+/// Which program makes a checkpoint of it that is read.
+fn other_format(format: OtherFormat) -> &'static str {
+    match format {
+        OtherFormat::MegatronRanks => {
+            "Megatron-LM rewrites it: the training command with `--load DIR --ckpt-convert-format torch_dist \
+             --ckpt-convert-save NEW`"
+        }
+        OtherFormat::FsdpDtensor => {
+            "Megatron-Bridge exports it to Hugging Face: `examples/conversion/mfsdp/convert_checkpoints_fsdp.py export`"
+        }
+        OtherFormat::TorchDcp => "load it in the program that wrote it, and save it with `--ckpt-format torch_dist`",
+        OtherFormat::Zarr => "megatron-core up to 0.15 loads it, and saves it with `--ckpt-format torch_dist`",
+        OtherFormat::NemoArchive => "unpack it, `mkdir DIR && tar -xf FILE.nemo -C DIR`, and name DIR",
+        OtherFormat::NemoPickle => "NeMo loads it, and saves it as a distributed checkpoint (`model_weights/`)",
     }
 }
 

@@ -3,7 +3,6 @@
 use crate::error::UsageError;
 use crate::options::{Direction, Env, WriteOptions};
 use longshore_ckpt::hub_cache::{self, Kind};
-use longshore_ckpt::{Format, torch_dist};
 use std::path::{Path, PathBuf};
 
 /// The folder that `given` names. An existing path wins over a repository of the same name.
@@ -48,12 +47,6 @@ fn cached(kind: Kind, repo: &str, env: &Env) -> Result<PathBuf, UsageError> {
         Kind::Model => UsageError::NotCached { repo, cache },
         Kind::Dataset => UsageError::NoDataset { repo, cache },
     })
-}
-
-/// The format of the checkpoint in `folder`, by the files that mark one, as [`longshore_ckpt::Catalog::open`] tells.
-pub(crate) fn format(folder: &Path) -> Format {
-    let marks = ["metadata.json", torch_dist::TRACKER];
-    if marks.iter().any(|name| folder.join(name).exists()) { Format::TorchDist } else { Format::Safetensors }
 }
 
 /// Looks the base folder of `options` up, which may be a repository id too.

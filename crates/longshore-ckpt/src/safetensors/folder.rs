@@ -23,6 +23,11 @@ const INDEX_LIMIT: u64 = super::HEADER_LIMIT;
 /// How many problems an error lists before it counts the rest.
 const LISTED: usize = 50;
 
+/// Whether `path` holds the files of such a checkpoint.
+pub(crate) fn is_marked(path: &Path) -> bool {
+    [SINGLE, INDEX].iter().any(|name| fs::exists(&path.join(name)))
+}
+
 /// Opens the checkpoint at `path`: a single `.safetensors` file, or a folder with `model.safetensors` or
 /// `model.safetensors.index.json` (in this order, as transformers looks). Reads the headers only; links are followed.
 ///
@@ -158,7 +163,15 @@ fn tensor_info(entry: TensorEntry, file: u32, data_start: u64) -> TensorInfo {
 }
 
 fn catalog(folder: PathBuf, files: Vec<DataFile>, tensors: BTreeMap<String, TensorInfo>) -> Catalog {
-    Catalog { format: Format::Safetensors, folder, files, tensors, objects: BTreeMap::new(), common: None }
+    Catalog {
+        format: Format::Safetensors,
+        folder,
+        files,
+        tensors,
+        objects: BTreeMap::new(),
+        common: None,
+        prefix: None,
+    }
 }
 
 /// The problems in one line: the first [`LISTED`], then how many more.

@@ -5,6 +5,7 @@
 //! Reference: megatron-core 0.12 to main of August 2026, `core/dist_checkpointing`.
 
 pub mod extra_state;
+pub(crate) mod folder;
 pub mod item;
 pub mod metadata;
 pub mod pickle;
@@ -16,14 +17,16 @@ mod tests;
 use crate::catalog::{Catalog, Chunk, DataFile, Extent, Format, TensorInfo};
 use crate::error::{Error, ParseError};
 use crate::fs::{self, ReadFile};
+use crate::other_format::OtherFormat;
 use crate::{Dtype, Result};
 use extra_state::ExtraState;
+pub use folder::inner_folder;
 use item::LocateError;
 use metadata::{Metadata, StoredAt};
 use pickle::Pickle;
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The file in the root that names the current inner folder.
 pub const TRACKER: &str = "latest_checkpointed_iteration.txt";
@@ -31,18 +34,22 @@ pub const TRACKER: &str = "latest_checkpointed_iteration.txt";
 /// The file that marks a folder as a distributed checkpoint.
 const MARKER: &str = "metadata.json";
 /// The table of tensors and objects.
-const TABLE: &str = ".metadata";
+pub(crate) const TABLE: &str = ".metadata";
 /// The common state up to megatron-core 0.18.
 const COMMON: &str = "common.pt";
 /// The common state from megatron-core 0.19.
 const COMMON_OBJECT: &str = "common_state/shard_0_1";
 
-/// `release` or a number and white space.
-const MAX_TRACKER: u64 = 256;
+/// What NeMo's keys of a model begin with: 2.x, 1.x.
+const PREFIXES: [&str; 2] = ["module.", "model."];
+/// What keys of training state begin with.
+const TRAINING_STATE: [&str; 5] =
+    ["optimizer.", "chained_", "opt_param_scheduler", "rng_state", "rerun_state_machine_state"];
+
 /// Four short fields.
 const MAX_MARKER: u64 = 1 << 20;
 /// About 300 bytes an item at worst, so 850,000 items; a hostile table can take 20 times its size in memory.
-const MAX_TABLE: u64 = 256 << 20;
+pub(crate) const MAX_TABLE: u64 = 256 << 20;
 /// Arguments and the groups of an optimizer; the largest known is below 1 MiB.
 const MAX_COMMON: u64 = 16 << 20;
 
@@ -51,36 +58,9 @@ pub fn metadata_json() -> &'static [u8] {
     br#"{"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}"#
 }
 
-/// The folder that holds the data: `path` itself, or the one that its tracker file names.
-pub fn inner_folder(path: &Path) -> Result<PathBuf> {
-    if fs::exists(&path.join(MARKER)) {
-        return Ok(path.to_owned());
-    }
-    let tracker = path.join(TRACKER);
-    if !fs::exists(&tracker) {
-        return Err(Error::NotFound {
-            path: path.to_owned(),
-            what: format!("there is no `{MARKER}` and no `{TRACKER}`"),
-        });
-    }
-    let bytes = fs::read_small(&tracker, MAX_TRACKER)?;
-    let text = bytes.trim_ascii();
-    let name = match std::str::from_utf8(text).ok().filter(|t| t.bytes().all(|b| b.is_ascii_digit())) {
-        Some(digits) => digits.parse::<u64>().ok().map(|iteration| format!("iter_{iteration:07}")),
-        None => (text == b"release").then(|| "release".to_owned()),
-    };
-    let Some(name) = name else {
-        let what = format!("expected `release` or an iteration, found `{}`", text.escape_ascii());
-        return Err(Error::Malformed { path: tracker, offset: 0, what });
-    };
-    let inner = path.join(&name);
-    if fs::exists(&inner.join(MARKER)) {
-        return Ok(inner);
-    }
-    Err(Error::NotFound {
-        path: inner,
-        what: format!("there is no `{MARKER}`, although `{TRACKER}` names this folder"),
-    })
+/// Whether `path` is the root or the inner folder of a Megatron checkpoint.
+pub(crate) fn is_marked(path: &Path) -> bool {
+    [MARKER, TRACKER].iter().any(|name| fs::exists(&path.join(name)))
 }
 
 /// Opens the checkpoint whose root or inner folder is `path`. Reads the table and the common state and checks that every
@@ -101,9 +81,31 @@ pub fn open(path: &Path) -> Result<Catalog> {
         (key, TensorInfo { dtype: entry.dtype, shape: entry.shape, chunks })
     });
     let tensors = tensors.collect();
-    let mut catalog = Catalog { format: Format::TorchDist, folder, files, tensors, objects, common: None };
+    let mut catalog =
+        Catalog { format: Format::TorchDist, folder, files, tensors, objects, common: None, prefix: None };
     catalog.common = common(&catalog)?;
+    take_prefix(&mut catalog);
     Ok(catalog)
+}
+
+/// Takes off what NeMo puts before every key. Where a single key of the model lacks it, all keys stay as they are.
+fn take_prefix(catalog: &mut Catalog) {
+    let mut models = catalog.tensors.keys().filter(|key| !is_training_state(key)).peekable();
+    let Some(prefix) = models.peek().and_then(|key| PREFIXES.into_iter().find(|prefix| key.starts_with(prefix))) else {
+        return;
+    };
+    if !models.all(|key| key.starts_with(prefix)) {
+        return;
+    }
+    let short = |key: String| key.strip_prefix(prefix).map(str::to_owned).unwrap_or(key);
+    catalog.tensors = std::mem::take(&mut catalog.tensors).into_iter().map(|(key, info)| (short(key), info)).collect();
+    catalog.objects = std::mem::take(&mut catalog.objects).into_iter().map(|(key, at)| (short(key), at)).collect();
+    catalog.prefix = Some(prefix);
+}
+
+/// Whether a key is of training state that no model needs: optimizer, scheduler, RNG, rerun state.
+pub fn is_training_state(key: &str) -> bool {
+    TRAINING_STATE.iter().any(|prefix| key.starts_with(prefix))
 }
 
 fn check_backend(path: &Path) -> Result<()> {
@@ -112,6 +114,7 @@ fn check_backend(path: &Path) -> Result<()> {
     let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
     match json.get("sharded_backend").and_then(serde_json::Value::as_str) {
         Some("torch_dist") => Ok(()),
+        Some("zarr") => Err(OtherFormat::Zarr.refused(path.parent().unwrap_or(path))),
         Some(other) => {
             Err(Error::Unsupported { path: path.to_owned(), what: format!("the backend `{}`", other.escape_debug()) })
         }

@@ -4,6 +4,7 @@ use super::pickle::View;
 use super::*;
 use crate::tensor::Rect;
 use serde_json::Value;
+use std::path::PathBuf;
 
 /// The golden checkpoints, or `None` with a line on the console where they are not present.
 fn goldens() -> Option<Vec<PathBuf>> {
@@ -203,8 +204,33 @@ fn trackers_name_release_or_an_iteration() {
     for text in ["", "../x", "-1", "1.0", "RELEASE", "99999999999999999999999", "release\0"] {
         assert!(with(text).unwrap_err().contains("expected `release` or an iteration"), "{text:?}");
     }
-    std::fs::remove_file(folder.path().join(TRACKER)).unwrap();
-    assert!(matches!(open(folder.path()), Err(Error::NotFound { .. })));
+}
+
+#[test]
+fn without_a_tracker_the_only_checkpoint_of_a_root_is_opened() {
+    let folder = checkpoint("__0_0.distcp");
+    let (root, inner) = (folder.path(), folder.path().join("iter_0000012"));
+    std::fs::remove_file(root.join(TRACKER)).unwrap();
+    std::fs::create_dir(root.join("iter_0000007")).unwrap();
+    assert_eq!(inner_folder(root).unwrap(), inner);
+    std::fs::create_dir(root.join("release")).unwrap();
+    std::fs::write(root.join("release").join(MARKER), metadata_json()).unwrap();
+    let error = inner_folder(root).unwrap_err().to_string();
+    assert!(error.ends_with("to choose one of `iter_0000012`, `release`; name one of these folders"), "{error}");
+    std::fs::remove_dir_all(root.join("release")).unwrap();
+    std::fs::remove_dir_all(&inner).unwrap();
+    assert!(matches!(inner_folder(root), Err(Error::NotFound { .. })));
+}
+
+#[test]
+fn the_weights_of_nemo_are_found_in_their_folder() {
+    for name in ["weights", "model_weights"] {
+        let folder = checkpoint("__0_0.distcp");
+        let (root, inner) = (folder.path(), folder.path().join(name));
+        std::fs::remove_file(root.join(TRACKER)).unwrap();
+        std::fs::rename(root.join("iter_0000012"), &inner).unwrap();
+        assert_eq!(open(root).unwrap().folder, inner);
+    }
 }
 
 #[test]
@@ -212,7 +238,9 @@ fn other_backends_are_named() {
     let folder = checkpoint("__0_0.distcp");
     let marker = folder.path().join("iter_0000012").join(MARKER);
     std::fs::write(&marker, r#"{"sharded_backend": "zarr", "sharded_backend_version": 1}"#).unwrap();
-    assert!(open(folder.path()).unwrap_err().to_string().ends_with("the backend `zarr` is not supported"));
+    assert!(matches!(open(folder.path()), Err(Error::OtherFormat { format: OtherFormat::Zarr, .. })));
+    std::fs::write(&marker, r#"{"sharded_backend": "other"}"#).unwrap();
+    assert!(open(folder.path()).unwrap_err().to_string().ends_with("the backend `other` is not supported"));
     std::fs::write(&marker, "[]").unwrap();
     assert!(open(folder.path()).unwrap_err().to_string().ends_with("there is no `sharded_backend`"));
     std::fs::remove_file(folder.path().join("iter_0000012").join(TABLE)).unwrap();

@@ -5,6 +5,10 @@
 //! `models/nemotron_h`, Megatron-LM `core/ssm/mamba_mixer.py`, `core/models/mamba`, and the key lists of checkpoints that
 //! megatron-core 0.12 to main wrote (`docs/torch_dist.md`).
 
+mod structure;
+
+pub use structure::structure;
+
 use crate::arch::SpecKeys;
 use crate::config::{Attention, LayerSpec, Mamba, Mlp, ModelConfig, Moe};
 use crate::error::Problem;

@@ -7,7 +7,6 @@
 pub use crate::config::release::hf_json;
 pub use crate::config::stored::read;
 
-pub(crate) use crate::config::stored::FILE;
 use crate::config::{Kinds, ModelConfig, letters, pattern};
 use crate::error::Problem;
 use crate::options::{Layout, SpecName};
@@ -127,10 +126,18 @@ impl std::fmt::Display for Arg {
 const MAX_TEXT: usize = 16 << 20;
 
 /// Stored arguments by name.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Args {
+    /// Where they are stored, for problems.
+    pub file: &'static str,
     /// Every attribute of the namespace.
     pub values: BTreeMap<String, Arg>,
+}
+
+impl Default for Args {
+    fn default() -> Self {
+        Self { file: "args", values: BTreeMap::new() }
+    }
 }
 
 impl Args {
@@ -147,7 +154,7 @@ impl Args {
             let value = if fits(name, value) { Arg::from_view(value) } else { Arg::Opaque };
             values.insert(String::from(name), value);
         }
-        Self { values }
+        Self { values, ..Self::default() }
     }
 
     /// The attribute, unless it is absent or `None`.
@@ -182,7 +189,7 @@ impl Args {
 
 impl FromIterator<(String, Arg)> for Args {
     fn from_iter<I: IntoIterator<Item = (String, Arg)>>(entries: I) -> Self {
-        Self { values: entries.into_iter().collect() }
+        Self { values: entries.into_iter().collect(), ..Self::default() }
     }
 }
 
@@ -369,7 +376,7 @@ pub fn contradictions(stored: &Args, config: &ModelConfig) -> Vec<Problem> {
         };
         if !skipped && !same(name, &expected, found) {
             let what = format!("expected {expected}, as the config says, found {found}");
-            problems.push(Problem::Config { file: FILE.to_owned(), field: name.to_owned(), what });
+            problems.push(Problem::Config { file: stored.file.to_owned(), field: name.to_owned(), what });
         }
     }
     problems

@@ -9,9 +9,6 @@ use crate::error::Problem;
 use longshore_ckpt::Dtype;
 use std::collections::BTreeMap;
 
-/// The name of the stored arguments in problems.
-pub(crate) const FILE: &str = "args";
-
 /// Reads a model from stored arguments (which may lack anything) and the shapes of the checkpoint's tensors by name.
 ///
 /// Also the fields that nothing said, with the value taken, a line each. Two fields decide the function and no tensor
@@ -90,7 +87,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn problem(&mut self, field: &str, what: impl Into<String>) {
-        let problem = Problem::Config { file: FILE.to_owned(), field: field.to_owned(), what: what.into() };
+        let problem = Problem::Config { file: self.args.file.to_owned(), field: field.to_owned(), what: what.into() };
         self.problems.push(problem);
     }
 
@@ -309,7 +306,9 @@ impl Reader<'_> {
     fn moe(&mut self, layer: &str) -> Moe {
         let shape = |tensor: &str, axis| self.shape(&format!("{layer}mlp.{tensor}.weight"), axis);
         let (experts, shared) = (shape("router", 0), shape("shared_experts.linear_fc1", 0));
-        let (expert_ffn, latent) = (shape("experts.experts.linear_fc1", 1), shape("fc1_latent_proj", 0));
+        // All experts in one tensor, or each in its own.
+        let expert_ffn = shape("experts.experts.linear_fc1", 1).or_else(|| shape("experts.experts.0.linear_fc1", 0));
+        let latent = shape("fc1_latent_proj", 0);
         let stored_latent = self.args.int("moe_latent_size");
         let latent =
             (stored_latent.is_some() || latent.is_some()).then(|| self.size("moe_latent_size", stored_latent, latent));

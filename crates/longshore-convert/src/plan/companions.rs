@@ -1,10 +1,11 @@
 //! The small files that travel with the weights: config, generation config, tokenizer, template, custom code.
 
 use super::{Content, SmallFile, model_error};
-use crate::Result;
 use crate::config::hf::nemotron_h::{Reduced, reduced_fields};
-use crate::config::{hf, json, text};
+use crate::config::pruned::{Change, rewrite};
+use crate::config::{ModelConfig, hf, json, text};
 use crate::quantized::hf_config::remove;
+use crate::{Error, Result};
 use longshore_ckpt::fs;
 use std::path::{Path, PathBuf};
 
@@ -92,6 +93,16 @@ pub(super) fn reduced(small: &mut [SmallFile], reduced: &Reduced<'_>) -> Result<
     Ok(())
 }
 
+/// Writes the sizes of a pruned model into its config.json.
+pub(super) fn resized(small: &mut [SmallFile], changes: &[Change], config: &ModelConfig) -> Result<()> {
+    for file in small.iter_mut().filter(|file| !changes.is_empty() && file.is("config.json")) {
+        let text = String::from_utf8_lossy(&file.bytes()?).into_owned();
+        let rewritten = rewrite(&text, changes, config, "config.json").map_err(Error::Refused)?;
+        file.content = Content::Bytes(rewritten.into_bytes());
+    }
+    Ok(())
+}
+
 impl SmallFile {
     /// Whether it is the file of this name, in whatever folder.
     fn is(&self, name: &str) -> bool {
@@ -114,7 +125,7 @@ impl SmallFile {
                 let bytes = fs::read_small(path, MAX_SIZE)?;
                 if crc32fast::hash(&bytes) != *crc {
                     let what = "its checksum differs".into();
-                    return Err(crate::Error::SourceChanged { path: path.clone(), what });
+                    return Err(Error::SourceChanged { path: path.clone(), what });
                 }
                 Ok(bytes)
             }

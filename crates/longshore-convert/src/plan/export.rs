@@ -11,22 +11,20 @@ use super::{
 use crate::arch::SpecKeys;
 use crate::compare::surplus;
 use crate::config::hf::nemotron_h::Reduced;
+use crate::config::pruned::Change;
 use crate::config::{ModelConfig, megatron, release};
 use crate::error::Problem;
 use crate::mapping::{Declared, Mapping, Precision};
-use crate::model::{Model, check_vocabulary, read_manifest, spec_keys, stored_vocab};
+use crate::model::{Model, Stored, check_vocabulary, read_manifest, spec_keys, stored_vocab, tokenizer_folder};
 use crate::options::{DtypeChoice, ExportOptions, MtpChoice};
 use crate::quantized::overlay::HfForm;
 use crate::quantized::{Calibrated, Quantization, exported, hf_config, overlay, stored};
 use crate::resolve::{Direction, DtypeRule, OpenFiles, Recipe, Resolved, is_float, locate, resolve};
 use crate::{Error, Result, source};
+use longshore_ckpt::torch_dist::is_training_state;
 use longshore_ckpt::{Catalog, Dtype, Format, fs};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-/// Keys of training state that no model needs: optimizer, scheduler, RNG, rerun state.
-const TRAINING_STATE: [&str; 5] =
-    ["optimizer.", "chained_", "opt_param_scheduler", "rng_state", "rerun_state_machine_state"];
 
 /// Plans the export of the torch_dist checkpoint `source` into the Hugging Face folder `destination`.
 pub fn plan_export(source: &Path, destination: &Path, options: &ExportOptions) -> Result<Plan> {
@@ -48,8 +46,20 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
     if catalog.format != Format::TorchDist && quantized.is_none() {
         return Err(model_error(source, "not a torch_dist checkpoint but a Hugging Face folder"));
     }
-    let Opened { folder, config, mapping, trunk, lent, direction, mut notes, mut problems, recorded, settled, stored } =
-        open(&mut catalog, options)?;
+    let Opened {
+        folder,
+        changes,
+        config,
+        mapping,
+        trunk,
+        lent,
+        direction,
+        mut notes,
+        mut problems,
+        recorded,
+        settled,
+        stored,
+    } = open(&mut catalog, options)?;
     if quantized.is_some() && stored.is_some() {
         return Err(already_quantized(&catalog.folder));
     }
@@ -92,13 +102,21 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
         Some(folder) => {
             let links =
                 if options.base.is_some() || direction == Direction::Import { Links::Follow } else { Links::Refuse };
-            companions::collect(folder, "", links)?
+            let mut small = companions::collect(folder, "", links)?;
+            companions::resized(&mut small, &changes, &config)?;
+            small
         }
         None => {
             let (json, assumed) = release::hf_json(&config);
             notes.extend(assumed.into_iter().map(|n| Note::new(NoteKind::Warning, n)));
             let bytes = serde_json::to_vec_pretty(&json).unwrap_or_default();
-            vec![SmallFile { name: "config.json".into(), content: Content::Bytes(bytes) }]
+            let mut small = match tokenizer_folder(&catalog) {
+                Some(tokenizer) => companions::collect(&tokenizer, "", Links::Refuse)?,
+                None => Vec::new(),
+            };
+            small.retain(|file| file.name != "config.json");
+            small.push(SmallFile { name: "config.json".into(), content: Content::Bytes(bytes) });
+            small
         }
     };
     if options.mtp == MtpChoice::Drop {
@@ -151,6 +169,8 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
 struct Opened {
     /// Where its config.json and tokenizer are.
     folder: Option<PathBuf>,
+    /// What of that config.json pruning changed.
+    changes: Vec<Change>,
     config: ModelConfig,
     mapping: Mapping,
     /// The mapping of what the checkpoint itself holds, where a base lends the rest.
@@ -177,11 +197,12 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
             return Err(already_quantized(&catalog.folder));
         }
         let problems = mtp::settle(&mut model, catalog, options.mtp).into_iter().collect();
-        let Model { config, architecture, folder, notes } = model;
+        let Model { config, architecture, folder, changes, notes } = model;
         let mapping = (architecture.mapping)(&config, &SpecKeys::CANONICAL, config.vocab_size);
         let (recorded, direction) = (BTreeMap::new(), Direction::Import);
         return Ok(Opened {
             folder,
+            changes,
             config,
             mapping,
             trunk: None,
@@ -197,15 +218,15 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
     let manifest = read_manifest(&catalog.folder)?;
     let mut model = Model::from_torch_dist(catalog, options.base.as_deref())?;
     model.check_converted(&catalog.folder)?;
-    let mut problems = match (&model.folder, &catalog.common) {
-        (Some(_), Some(common)) => megatron::contradictions(&megatron::Args::from_common(common.root()), &model.config),
-        _ => Vec::new(),
+    let mut problems = match &model.folder {
+        Some(_) => megatron::contradictions(&Stored::of(catalog)?.args, &model.config),
+        None => Vec::new(),
     };
     if !options.mtp_from_base {
         model.settle_mtp(catalog.tensors.keys(), 1);
         problems.extend(mtp::settle(&mut model, catalog, options.mtp));
     }
-    let Model { mut config, architecture, folder, mut notes } = model;
+    let Model { mut config, architecture, folder, changes, mut notes } = model;
     let ignored = drop_training_state(catalog);
     if ignored > 0 {
         notes.push(Note::new(NoteKind::Ignored, format!("{ignored} entries of optimizer, scheduler and RNG state")));
@@ -228,7 +249,7 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
     check_vocabulary(&config, rows, &catalog.folder)?;
     let keys = spec_keys(catalog);
     let mapping = |config: &ModelConfig| (architecture.mapping)(config, &keys, rows);
-    let mut model = Model { config, architecture, folder, notes };
+    let mut model = Model { config, architecture, folder, changes, notes };
     let (mut full, mut lent) = (None, Vec::new());
     if options.mtp_from_base {
         let mut found = mtp::from_base(catalog, &mut model, &mapping, options.base.as_deref())?;
@@ -238,7 +259,7 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
         model.config.mtp = None;
     }
     let stored = stored::read(catalog, &mut model)?;
-    let Model { config: own, folder, notes, .. } = model;
+    let Model { config: own, folder, changes, notes, .. } = model;
     let trunk = full.is_some().then(|| mapping(&own));
     let config = full.unwrap_or(own);
     let mapping = mapping(&config);
@@ -249,7 +270,7 @@ fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {
     let settled = manifest.as_ref().is_some_and(|m| !m.origin.dtypes_unknown);
     recorded.extend(manifest.map(|m| m.origin.dtypes).unwrap_or_default());
     let direction = Direction::Export;
-    Ok(Opened { folder, config, mapping, trunk, lent, direction, notes, problems, recorded, settled, stored })
+    Ok(Opened { folder, changes, config, mapping, trunk, lent, direction, notes, problems, recorded, settled, stored })
 }
 
 /// The tensors of a Hugging Face folder as they are, checked as for an import.
@@ -287,10 +308,9 @@ fn describe(small: &mut Vec<SmallFile>, quantization: &Quantization, mapping: &M
 
 /// Takes training state out of the catalog; returns how many entries.
 pub(crate) fn drop_training_state(catalog: &mut Catalog) -> usize {
-    let is_state = |name: &str| TRAINING_STATE.iter().any(|p| name.starts_with(p));
     let before = catalog.tensors.len() + catalog.objects.len();
-    catalog.tensors.retain(|name, _| !is_state(name));
-    catalog.objects.retain(|name, _| !is_state(name));
+    catalog.tensors.retain(|name, _| !is_training_state(name));
+    catalog.objects.retain(|name, _| !is_training_state(name));
     before - catalog.tensors.len() - catalog.objects.len()
 }
 

@@ -11,7 +11,7 @@ use crate::config::hf::nemotron_h::Reduced;
 use crate::config::{ModelConfig, megatron};
 use crate::error::Problem;
 use crate::mapping::{Mapping, Place};
-use crate::model::{Model, TRAVELLING, spec_keys};
+use crate::model::{Model, TOKENIZER, TRAVELLING, spec_keys, tokenizer_folder};
 use crate::options::{DtypeChoice, ImportOptions, Layout, MtpChoice};
 use crate::quantized::packed::PackedFolder;
 use crate::quantized::{objects, overlay};
@@ -93,8 +93,12 @@ fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: O
     let mut states = BTreeMap::new();
     let mut small = match &opened.model.folder {
         Some(folder) => companions::collect(folder, &format!("{TRAVELLING}/"), opened.links)?,
-        None => Vec::new(),
+        None => match tokenizer_folder(&catalog) {
+            Some(tokenizer) => companions::collect(&tokenizer, &format!("{TOKENIZER}/"), Links::Refuse)?,
+            None => Vec::new(),
+        },
     };
+    companions::resized(&mut small, &opened.model.changes, config)?;
     if opened.packed.is_some() {
         companions::dequantized(&mut small)?;
     }

@@ -10,7 +10,9 @@ mod remove;
 pub use algo::{Algo, quant_algo};
 pub(in crate::quantized) use insert::KEY;
 pub use insert::insert;
+pub(crate) use insert::insert_key;
 pub use remove::remove;
+pub(crate) use remove::remove_key;
 
 use crate::error::Problem;
 use crate::{Error, Result};

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking, and says what it skips")]
 
+mod bridge_listing;
 mod casts;
 mod cut;
 mod gather;
@@ -18,3 +19,5 @@ mod random;
 mod refusals;
 mod shared_data;
 mod snapshots;
+mod stored_forms;
+mod structure;

@@ -259,7 +259,7 @@ fn every_chunk_that_is_damaged_is_named() {
 fn the_base_of_another_model_is_refused() {
     let case = converted(&import_options());
     let mut other = Case::new();
-    other.config.hidden_size += 8;
+    other.config.hidden_size -= 8;
     other.tensors = declared(&other.config, Dtype::Bfloat16);
     other.write_in_shards(u64::MAX);
     let base = Some(other.path("hf"));

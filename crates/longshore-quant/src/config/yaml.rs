@@ -17,27 +17,32 @@ const MAX_VALUES: usize = 100_000;
 
 /// Where a value stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct At {
-    pub(super) file: Rc<str>,
-    pub(super) line: usize,
+pub struct At {
+    /// As it was asked for.
+    pub file: Rc<str>,
+    /// From 1.
+    pub line: usize,
 }
 
 impl At {
     /// The error `what` here.
-    pub(super) fn error(&self, what: impl Into<String>) -> ConfigError {
+    pub fn error(&self, what: impl Into<String>) -> ConfigError {
         ConfigError::Recipe { file: self.file.to_string(), line: self.line, what: what.into() }
     }
 }
 
 /// A value of a file.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
-    pub(super) at: At,
-    pub(super) value: Value,
+pub struct Node {
+    /// Where it stands.
+    pub at: At,
+    /// What it is.
+    pub value: Value,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Value {
+#[expect(missing_docs, reason = "the variants are YAML's")]
+pub enum Value {
     Null,
     Bool(bool),
     Int(i64),
@@ -50,18 +55,18 @@ pub(super) enum Value {
 
 impl Node {
     /// The value of the key `name` of a mapping.
-    pub(super) fn get(&self, name: &str) -> Option<&Self> {
+    pub fn get(&self, name: &str) -> Option<&Self> {
         let Value::Map(entries) = &self.value else { return None };
         entries.iter().find(|(key, _)| key.is(name)).map(|(_, value)| value)
     }
 
     /// Whether it is this text.
-    pub(super) fn is(&self, name: &str) -> bool {
+    pub fn is(&self, name: &str) -> bool {
         matches!(&self.value, Value::Text(text) if text == name)
     }
 
     /// How many values it holds, itself included.
-    pub(super) fn size(&self) -> usize {
+    pub fn size(&self) -> usize {
         1 + match &self.value {
             Value::List(items) => items.iter().map(Self::size).sum(),
             Value::Map(entries) => entries.iter().map(|(key, value)| key.size() + value.size()).sum(),
@@ -81,7 +86,7 @@ impl Node {
 }
 
 /// The documents of `text`.
-pub(super) fn documents(text: &str, file: &Rc<str>) -> Result<Vec<Node>, ConfigError> {
+pub fn documents(text: &str, file: &Rc<str>) -> Result<Vec<Node>, ConfigError> {
     let start = At { file: file.clone(), line: 1 };
     if text.len() > MAX_BYTES {
         return Err(start.error(format!("{} bytes are too many for a recipe", text.len())));

@@ -11,7 +11,7 @@ use longshore_ckpt::{Catalog, Format};
 pub(super) fn run(args: &ConvertArgs, env: &Env, report: &Report) -> Result<Answer> {
     let [source, destination] = options::convert_paths(args, env)?;
     let folder = locate::checkpoint(&source.value, env)?;
-    let format = locate::format(&folder);
+    let format = Format::of(&folder)?;
     let target = options::target_format(args, format, &destination);
     let stored = match format {
         Format::TorchDist => StoredKeys::of(&Catalog::open(&folder)?),

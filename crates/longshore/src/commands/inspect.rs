@@ -1,5 +1,7 @@
 //! `longshore inspect`: what a checkpoint holds, from its headers alone.
 
+mod structure;
+
 use super::Answer;
 use crate::cli::InspectArgs;
 use crate::error::UsageError;
@@ -20,6 +22,15 @@ pub(super) fn run(args: &InspectArgs, env: &Env, report: &Report) -> Result<Answ
     if args.raw {
         let common = catalog.common.as_ref().ok_or_else(|| UsageError::NoPickle { path: catalog.folder.clone() })?;
         report.data(&(common.root().to_text() + "\n"))?;
+        return Ok(Answer::Yes);
+    }
+    if args.structure {
+        let module = longshore_convert::structure::structure(catalog)?.folded();
+        if report.is_json() {
+            report.json("inspect", &json!({ "structure": structure::object(&module) }))?;
+        } else {
+            report.data(&structure::text(&module))?;
+        }
         return Ok(Answer::Yes);
     }
     let matches = |name: &str| args.glob.as_ref().is_none_or(|glob| glob_matches(glob, name));
@@ -80,6 +91,9 @@ pub(super) fn head(
             format!("{shown}, {}, {}: {}", bytes(data), counted(chunks as u64, "chunk"), dtypes(tensors)),
         ],
     ];
+    if let Some(prefix) = catalog.prefix {
+        rows.push(vec!["prefix".into(), format!("`{prefix}` before every name, left out here")]);
+    }
     if catalog.format == Format::TorchDist {
         rows.push(vec!["objects".into(), count(catalog.objects.len() as u64)]);
     }
@@ -149,6 +163,7 @@ fn json(catalog: &Catalog, tensors: &[(&String, &TensorInfo)], model: Option<&Mo
         "model": model,
         "bytes": catalog.total_size(),
         "objects": catalog.objects.len(),
+        "prefix": catalog.prefix,
         "files": catalog.files,
         "tensors": tensors,
     })

@@ -7,6 +7,8 @@ mod report;
 mod samples;
 mod shown;
 
+pub(super) use shown::scheme_name;
+
 use super::{Answer, lint, write};
 use crate::calibration::{self, Pieces};
 use crate::cli::Target;

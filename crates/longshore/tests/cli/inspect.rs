@@ -25,6 +25,28 @@ fn a_megatron_folder_by_its_root_and_by_its_inner_folder() {
 }
 
 #[test]
+fn the_modules_of_a_model() {
+    let dir = Dir::new();
+    let folder = dir.ok(&["inspect", &source(), "--structure"]);
+    dir.ok(&["convert", &source(), "te", "-q"]);
+    dir.ok(&["convert", &source(), "local", "--spec", "local", "-q"]);
+    // A folder shows what a conversion of it is loaded by.
+    assert_eq!(folder, dir.ok(&["inspect", "te", "--structure"]));
+    assert!(
+        folder.contains("(in_proj): TELayerNormColumnParallelLinear  layer_norm_weight [256], weight ["),
+        "{folder}"
+    );
+    let local = dir.ok(&["inspect", "local", "--structure"]);
+    assert!(local.contains("(in_proj): ColumnParallelLinear  weight ["), "{local}");
+    assert!(local.contains(" x MLP\n"), "{local}");
+    let object = dir.json(&["inspect", "local", "--structure"]);
+    assert_eq!(object["structure"]["class"], "MambaModel");
+    dir.ok(&["quantize", &source(), "fp8", "--quant-cfg", "mxfp8", "--skip-generate", "-q"]);
+    let quantized = dir.ok(&["inspect", "fp8", "--structure"]);
+    assert!(quantized.contains("(weight_quantizer): TensorQuantizer  mxfp8\n"), "{quantized}");
+}
+
+#[test]
 fn a_pattern_selects_tensors() {
     let dir = Dir::new();
     snapshot!("inspect_glob", dir.ok(&["inspect", &source(), "*.layers.1?.norm.weight"]));

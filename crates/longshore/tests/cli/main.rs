@@ -14,6 +14,7 @@ mod inspect;
 mod launch;
 mod llama;
 mod logits;
+mod other_formats;
 mod quantize;
 mod refused;
 mod usage;

@@ -266,6 +266,19 @@ impl Fields<'_> {
     }
 }
 
+/// The other names under which a field of the releases may stand in a config.
+pub(crate) fn names(field: &str) -> &'static [&'static str] {
+    match field {
+        "hybrid_override_pattern" => &TRUNK,
+        "mtp_hybrid_override_pattern" => &MTP,
+        "n_groups" => &["mamba_n_groups"],
+        "conv_kernel" => &["mamba_d_conv"],
+        "head_dim" => &["attention_head_dim"],
+        "n_routed_experts" => &["num_local_experts"],
+        _ => &[],
+    }
+}
+
 /// Where the trunk is described, first the form of most releases. transformers knows `layer_types` as another name.
 const TRUNK: [&str; 4] = ["hybrid_override_pattern", "layers_block_type", "layer_types", "hybrid_layer_pattern"];
 /// Where an MTP block is described.

@@ -5,8 +5,13 @@ use crate::config::text::entries;
 
 /// The text of a config.json without its top-level key `quantization_config`; `None` where it has none. The text parses.
 pub fn remove(config_json: &str) -> Option<String> {
+    remove_key(config_json, KEY)
+}
+
+/// The same for any key.
+pub(crate) fn remove_key(config_json: &str, key: &str) -> Option<String> {
     let entries = entries(config_json);
-    let at = entries.iter().position(|entry| entry.key == KEY)?;
+    let at = entries.iter().position(|entry| entry.key == key)?;
     let entry = &entries[at];
     let (from, to) = match (entries.get(at + 1), at.checked_sub(1)) {
         (Some(next), _) => (entry.begin, next.begin),

@@ -84,7 +84,7 @@ fn algorithm(config: &QuantConfig) -> String {
 }
 
 /// A scheme in a word or two.
-pub(super) fn scheme_name(scheme: Scheme) -> String {
+pub(in crate::commands) fn scheme_name(scheme: Scheme) -> String {
     let granularity = |g: Granularity| match g {
         Granularity::Tensor => String::new(),
         Granularity::Channel => "/channel".to_owned(),
