@@ -229,12 +229,8 @@ pub(crate) struct WriteArgs {
     /// Element type: keep, bf16, fp16 or fp32; parameters that must stay float32 do [default: keep]
     #[arg(long, value_enum, value_name = "TYPE", hide_possible_values = true)]
     pub(crate) dtype: Option<DtypeName>,
-    /// Multi-token prediction: keep (as the source has it) or drop [default: keep]
-    #[arg(long, value_enum, value_name = "WHAT", hide_possible_values = true)]
-    pub(crate) mtp: Option<MtpArg>,
-    /// Copy the MTP tensors of --base, for a Megatron checkpoint without them
-    #[arg(long, conflicts_with = "mtp")]
-    pub(crate) mtp_from_base: bool,
+    #[command(flatten)]
+    pub(crate) prediction: MtpArgs,
     /// Rows of the vocabulary of a Hugging Face output, where a padded checkpoint does not say
     #[arg(long, value_name = "N", value_parser = positive())]
     pub(crate) vocab_size: Option<u64>,
@@ -253,6 +249,17 @@ pub(crate) struct WriteArgs {
     /// Print the plan and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+/// What becomes of multi-token prediction.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(crate) struct MtpArgs {
+    /// Multi-token prediction: keep (as the source has it) or drop [default: keep]
+    #[arg(long, value_enum, value_name = "WHAT", hide_possible_values = true)]
+    pub(crate) mtp: Option<MtpArg>,
+    /// Copy the MTP tensors of --base, for a Megatron checkpoint without them
+    #[arg(long, conflicts_with = "mtp")]
+    pub(crate) mtp_from_base: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

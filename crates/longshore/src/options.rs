@@ -306,7 +306,7 @@ fn import_options(
     stored: Option<StoredKeys>,
     dequantize: bool,
 ) -> Result<WriteOptions, UsageError> {
-    let given = [("--vocab-size", w.vocab_size.is_some()), ("--mtp-from-base", w.mtp_from_base)];
+    let given = [("--vocab-size", w.vocab_size.is_some()), ("--mtp-from-base", w.prediction.mtp_from_base)];
     refuse(&given.into_iter().filter(|given| given.1).map(|given| given.0).collect::<Vec<_>>(), "a torch_dist")?;
     let mut extra = Extra::of(env, job)?;
     let mut c = Choices { env, list: Vec::new() };
@@ -340,7 +340,7 @@ fn import_options(
         core_attention_states: core_attention_states(c.pick("mcore", m.mcore.clone().map(Some), None, None))?,
         dequantize: c.pick("dequantize", dequantize.then_some(true), None, false),
         allow_unmapped: c.pick("allow-unmapped", w.allow_unmapped.then_some(true), None, false),
-        mtp: c.pick("mtp", w.mtp.map(mtp_choice), None, MtpChoice::Keep),
+        mtp: c.pick("mtp", w.prediction.mtp.map(mtp_choice), None, MtpChoice::Keep),
         base: c.pick("base", w.base.clone().map(Some), None, None),
         max_file_size: c.pick("max-file-size", w.max_file_size.map(Some), None, None),
     };
@@ -361,8 +361,8 @@ fn export_options(
     let options = ExportOptions {
         base: c.record("base", base.map(|given| given.value), base_origin),
         dtype: c.dtype(w.dtype, &extra),
-        mtp: c.pick("mtp", w.mtp.map(mtp_choice), None, MtpChoice::Keep),
-        mtp_from_base: c.pick("mtp-from-base", w.mtp_from_base.then_some(true), None, false),
+        mtp: c.pick("mtp", w.prediction.mtp.map(mtp_choice), None, MtpChoice::Keep),
+        mtp_from_base: c.pick("mtp-from-base", w.prediction.mtp_from_base.then_some(true), None, false),
         vocab_size: c.pick("vocab-size", w.vocab_size.map(Some), None, None),
         allow_unmapped: c.pick("allow-unmapped", w.allow_unmapped.then_some(true), None, false),
         max_file_size: c.pick("max-file-size", w.max_file_size, None, HF_FILE_SIZE),

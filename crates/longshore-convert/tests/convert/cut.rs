@@ -24,8 +24,8 @@ pub(crate) fn cut_options() -> CutOptions {
     CutOptions { layers: None, experts: None, mtp: MtpChoice::Keep, allow_unmapped: false, max_file_size: None }
 }
 
-fn layers(text: &str) -> Option<Layers> {
-    Some(text.parse().unwrap())
+fn layers(text: &str) -> Layers {
+    text.parse().unwrap()
 }
 
 pub(crate) fn run(plan: &Plan) {
@@ -109,7 +109,8 @@ proptest! {
         }
         let experts = has_experts(&config, &kept, mtp).map(|all| 1 + rng.next() % all);
         let list = kept.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-        let cut = CutOptions { layers: layers(&list), experts, mtp, max_file_size: Some(1 + seed % 3000), ..cut_options() };
+        let (layers, max_file_size) = (Some(layers(&list)), Some(1 + seed % 3000));
+        let cut = CutOptions { layers, experts, mtp, max_file_size, ..cut_options() };
 
         run(&plan_cut(&at("hf"), &at("cut"), &cut).unwrap());
         check_verified(&at("cut"), None);
@@ -151,7 +152,8 @@ fn a_cut_that_keeps_everything_is_its_source() {
     let dir = sources(&model(), &import_options());
     for name in ["hf", "mc"] {
         let (source, out) = (dir.path().join(name), dir.path().join(format!("{name}-cut")));
-        let plan = plan_cut(&source, &out, &CutOptions { layers: layers("0..4"), experts: Some(4), ..cut_options() });
+        let plan =
+            plan_cut(&source, &out, &CutOptions { layers: Some(layers("0..4")), experts: Some(4), ..cut_options() });
         let plan = plan.unwrap();
         assert_eq!(notes(&plan), [""; 0]);
         run(&plan);
@@ -175,7 +177,8 @@ fn all_that_is_wrong_with_a_cut_comes_at_once() {
         assert!(!dir.path().join("out").exists());
         problems.iter().map(Problem::to_string).collect::<Vec<_>>()
     };
-    let wrong = CutOptions { layers: layers("2..9,11,12..18446744073709551615"), experts: Some(5), ..cut_options() };
+    let wrong =
+        CutOptions { layers: Some(layers("2..9,11,12..18446744073709551615")), experts: Some(5), ..cut_options() };
     let problems = [
         "option     `--layers`: 2..9 ends behind the model, which has 4 layers",
         "option     `--layers`: there is no layer 11: the model has 4, numbered from 0",
@@ -187,7 +190,8 @@ fn all_that_is_wrong_with_a_cut_comes_at_once() {
         refused(&CutOptions { experts: Some(0), ..cut_options() }),
         ["option     `--experts`: expected 1 to 4, found 0"]
     );
-    let no_experts = CutOptions { layers: layers("0..3"), experts: Some(2), mtp: MtpChoice::Drop, ..cut_options() };
+    let no_experts =
+        CutOptions { layers: Some(layers("0..3")), experts: Some(2), mtp: MtpChoice::Drop, ..cut_options() };
     assert_eq!(refused(&no_experts), ["option     `--experts`: none of the layers that are kept has experts"]);
 }
 
@@ -246,7 +250,7 @@ fn parallel_sizes_that_no_longer_fit_are_reduced() {
     let plan = plan_cut(
         &dir.path().join("mc"),
         &out,
-        &CutOptions { layers: layers("0,3"), experts: Some(2), ..cut_options() },
+        &CutOptions { layers: Some(layers("0,3")), experts: Some(2), ..cut_options() },
     );
     let plan = plan.unwrap();
     assert_eq!(
@@ -290,7 +294,7 @@ fn a_cut_of_megatrons_checkpoint_exports_as_the_cut_of_its_source() {
         ("nemotron_h_moe_local_ep2_iter", "nemotron_h_moe", "1..4"),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let options = CutOptions { layers: layers(list), experts: Some(3), ..cut_options() };
+        let options = CutOptions { layers: Some(layers(list)), experts: Some(3), ..cut_options() };
         let at = |name: &str| dir.path().join(name);
         run(&plan_cut(&golden.join("torch_dist").join(mc), &at("mc"), &options).unwrap());
         run(&plan_cut(&golden.join("hf").join(hf), &at("hf"), &options).unwrap());
