@@ -13,7 +13,7 @@ pub fn conf(arguments: &[Argument], hf: Option<&str>) -> String {
             let _ = writeln!(text, "if [ -z \"${{HF_MODEL_CKPT}}\" ]; then\n    HF_MODEL_CKPT={hf}\nfi");
         }
         None => {
-            text += ": \"${HF_MODEL_CKPT:?the checkpoint holds no tokenizer: set it to a folder or repository that does}\"\n"
+            text += ": \"${HF_MODEL_CKPT:?the checkpoint holds no tokenizer: set it to a folder or repository that does}\"\n";
         }
     }
     text += "if [ -z \"${TOKENIZER_MODEL}\" ]; then\n    TOKENIZER_MODEL=${HF_MODEL_CKPT}\nfi\n\nMODEL_ARGS=\" \\\n";

@@ -66,7 +66,6 @@ pub(super) fn model(config: &ModelConfig, file: &str, problems: &mut Vec<Problem
 
 /// A number that an argument of whole numbers takes.
 fn whole(number: f64) -> Option<Arg> {
-    #[expect(clippy::cast_possible_truncation, reason = "checked to be whole and below 2^53")]
     let fits = number.fract() == 0.0 && (0.0..9e15).contains(&number);
     fits.then_some(Arg::Int(number as i64))
 }

@@ -31,7 +31,7 @@ impl From<u64> for Value {
 }
 
 impl From<f64> for Value {
-    /// With a point: PyYAML reads `1e-5` as text.
+    /// With a point: `PyYAML` reads `1e-5` as text.
     fn from(v: f64) -> Self {
         let text = format!("{v:?}");
         let with_point = match text.split_once('e') {
@@ -173,7 +173,7 @@ fn fields(outline: &Outline) -> BTreeMap<&'static str, Value> {
     out
 }
 
-/// Text as PyYAML writes it. A pattern may begin with a character that means something else to YAML.
+/// Text as `PyYAML` writes it. A pattern may begin with a character that means something else to YAML.
 fn scalar(text: &str) -> String {
     let is_plain = text.starts_with(|c: char| c.is_ascii_alphabetic());
     if is_plain { text.to_owned() } else { format!("'{text}'") }

@@ -1,5 +1,7 @@
 //! The arguments of published models against NVIDIA's own, and the layouts that fit GPUs.
 
+#![expect(clippy::print_stderr, reason = "absent data is said")]
+
 mod fit;
 mod published;
 mod refused;

@@ -7,7 +7,9 @@ use longshore_convert::outline::Outline;
 use serde_json::{Value, json};
 
 fn fields(problems: &[Problem]) -> Vec<&str> {
-    let field = |problem| if let &Problem::Config { ref field, .. } = problem { field.as_str() } else { "" };
+    fn field(problem: &Problem) -> &str {
+        if let Problem::Config { field, .. } = problem { field } else { "" }
+    }
     problems.iter().map(field).collect()
 }
 
