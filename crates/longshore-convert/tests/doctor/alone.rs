@@ -263,7 +263,7 @@ fn parameters_of_heads_that_every_rank_wrote() {
     assert!(hf.cause.starts_with("saved at tensor parallel size 2"), "{}", hf.cause);
 }
 
-/// Adds layers that guess: `layer` gives the tensors of each from those of the trunk, `norm` the values of their norms.
+/// Adds layers that guess: copies of the trunk's, or as an init leaves them.
 fn with_mtp(model: &mut Model, trained: bool) {
     for (from, to) in [("backbone.layers.7.", "mtp.layers.0."), ("backbone.layers.8.", "mtp.layers.1.")] {
         for (seed, name) in (0..).zip(model.names(from, "")) {
