@@ -61,6 +61,7 @@ pub enum MtpChoice {
 
 /// Options of Hugging Face → torch_dist.
 #[derive(Clone, Debug, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 pub struct ImportOptions {
     /// Module layout to write for.
     pub spec: SpecName,

@@ -36,13 +36,12 @@ pub(crate) fn pruned(base: &ModelConfig, stored: &ModelConfig) -> Option<(ModelC
         config.intermediate_size = Some(mlp.ffn);
     }
     match (&base.mtp, &stored.mtp) {
-        // Whether a model without the MTP of its original is complete is not decided here (`--mtp`).
-        (Some(_), None) => {}
         (Some(ours), Some(theirs)) if ours.layers.len() == theirs.layers.len() => {
             let layers = subsequence(&ours.layers, &theirs.layers)?;
             config.mtp.iter_mut().for_each(|mtp| mtp.layers.clone_from(&layers));
         }
-        (None, None) => {}
+        // Whether a model without the MTP of its original is complete is not decided here (`--mtp`).
+        (_, None) => {}
         _ => return None,
     }
     let (before, after) = (release::hf_json(base).0, release::hf_json(&config).0);

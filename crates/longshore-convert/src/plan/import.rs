@@ -198,8 +198,10 @@ fn lower(
 ) -> (Layout, Vec<Note>) {
     /// No model has more of anything that is divided.
     const MOST: u64 = 1 << 12;
+    /// Gives one of the sizes.
+    type Size = fn(&mut Layout) -> &mut u64;
     let mut notes = Vec::new();
-    let sizes: [(&str, fn(&mut Layout) -> &mut u64); 4] =
+    let sizes: [(&str, Size); 4] =
         [("--tp", |l| &mut l.tp), ("--pp", |l| &mut l.pp), ("--ep", |l| &mut l.ep), ("--etp", |l| &mut l.etp)];
     for (option, size) in sizes {
         let asked = *size(&mut layout);

@@ -29,25 +29,25 @@ struct Listing {
 
 impl Listing {
     /// A parameter of a module that has no extra state.
-    fn tensor(&mut self, name: String, shape: &[u64]) {
-        assert!(self.tensors.insert(name.clone(), shape.to_vec()).is_none(), "{name}");
+    fn tensor(&mut self, name: &str, shape: &[u64]) {
+        assert!(self.tensors.insert(name.to_owned(), shape.to_vec()).is_none(), "{name}");
     }
 
     /// The weight of a module of the Transformer Engine, which has one.
     fn te(&mut self, module: &str, shape: &[u64]) {
-        self.tensor(format!("{module}.weight"), shape);
+        self.tensor(&format!("{module}.weight"), shape);
         self.objects.insert(format!("{module}._extra_state/shard_0_1"));
     }
 
     /// The same with the norm before it inside (`TELayerNormColumnParallelLinear`).
     fn with_norm(&mut self, module: &str, shape: &[u64]) {
-        self.tensor(format!("{module}.layer_norm_weight"), &shape[1..]);
+        self.tensor(&format!("{module}.layer_norm_weight"), &shape[1..]);
         self.te(module, shape);
     }
 
     fn model(config: &ModelConfig) -> Self {
         let (mut list, h, vocab) = (Self::default(), config.hidden_size, config.vocab_size);
-        list.tensor("embedding.word_embeddings.weight".into(), &[vocab, h]);
+        list.tensor("embedding.word_embeddings.weight", &[vocab, h]);
         for (i, layer) in config.layers.iter().enumerate() {
             list.layer(&format!("decoder.layers.{i}"), layer, h);
         }
@@ -92,33 +92,33 @@ impl Listing {
         let &Mamba { heads, head_dim, groups, state, conv_kernel } = mamba;
         let (inner, bc) = (heads * head_dim, groups * state);
         for (part, rows) in [("z", inner), ("x", inner), ("B", bc), ("C", bc), ("dt", heads)] {
-            self.tensor(format!("{at}.mixer.in_proj.weight.{part}"), &[rows, h]);
+            self.tensor(&format!("{at}.mixer.in_proj.weight.{part}"), &[rows, h]);
         }
-        self.tensor(format!("{at}.mixer.in_proj.layer_norm_weight"), &[h]);
+        self.tensor(&format!("{at}.mixer.in_proj.layer_norm_weight"), &[h]);
         self.objects.insert(format!("{at}.mixer.in_proj._extra_state/shard_0_1"));
         for (part, rows) in [("x", inner), ("B", bc), ("C", bc)] {
-            self.tensor(format!("{at}.mixer.conv1d.weight.{part}"), &[rows, 1, conv_kernel]);
-            self.tensor(format!("{at}.mixer.conv1d.bias.{part}"), &[rows]);
+            self.tensor(&format!("{at}.mixer.conv1d.weight.{part}"), &[rows, 1, conv_kernel]);
+            self.tensor(&format!("{at}.mixer.conv1d.bias.{part}"), &[rows]);
         }
         for name in ["A_log", "D", "dt_bias"] {
-            self.tensor(format!("{at}.mixer.{name}"), &[heads]);
+            self.tensor(&format!("{at}.mixer.{name}"), &[heads]);
         }
-        self.tensor(format!("{at}.mixer.norm.weight"), &[inner]);
+        self.tensor(&format!("{at}.mixer.norm.weight"), &[inner]);
         self.te(&format!("{at}.mixer.out_proj"), &[h, inner]);
     }
 
     fn moe(&mut self, at: &str, moe: &Moe, h: u64) {
         let (experts, width) = (moe.experts, moe.latent.unwrap_or(h));
         self.te(&format!("{at}.pre_mlp_layernorm"), &[h]);
-        self.tensor(format!("{at}.mlp.router.weight"), &[experts, h]);
-        self.tensor(format!("{at}.mlp.router.expert_bias"), &[experts]);
+        self.tensor(&format!("{at}.mlp.router.weight"), &[experts, h]);
+        self.tensor(&format!("{at}.mlp.router.expert_bias"), &[experts]);
         if let Some(latent) = moe.latent {
             self.te(&format!("{at}.mlp.fc1_latent_proj"), &[latent, h]);
             self.te(&format!("{at}.mlp.fc2_latent_proj"), &[h, latent]);
         }
         for (linear, out, input) in [("linear_fc1", moe.expert_ffn, width), ("linear_fc2", width, moe.expert_ffn)] {
             let module = format!("{at}.mlp.experts.experts.{linear}");
-            self.tensor(format!("{module}.weight"), &[experts, out, input]);
+            self.tensor(&format!("{module}.weight"), &[experts, out, input]);
             self.objects.extend((0..experts).map(|e| format!("{module}._extra_state/shard_{e}_{experts}")));
         }
         self.te(&format!("{at}.mlp.shared_experts.linear_fc1"), &[moe.shared_ffn, h]);

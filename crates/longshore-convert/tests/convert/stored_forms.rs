@@ -396,9 +396,8 @@ fn experts_on_their_own_show_their_sizes_without_arguments() {
     let inner = write_bridge(&case, "bridge");
     case.stored().single_experts().write(&inner);
     let text = run_config(&case.config);
-    let without: String =
-        text.lines().filter(|line| !line.contains("moe_ffn_hidden_size")).map(|line| format!("{line}\n")).collect();
-    fs::write(inner.join("run_config.yaml"), without).unwrap();
+    let without: Vec<&str> = text.lines().filter(|line| !line.contains("moe_ffn_hidden_size")).collect();
+    fs::write(inner.join("run_config.yaml"), without.join("\n")).unwrap();
     let read = Model::from_torch_dist(&Catalog::open(&inner).unwrap(), None).unwrap();
     assert_eq!(read.config.layers, case.config.layers);
 }

@@ -223,7 +223,7 @@ pub struct Row<'a> {
     at: usize,
 }
 
-impl<'a> Row<'a> {
+impl Row<'_> {
     /// Its number in the file, from 1.
     pub fn number(&self) -> u64 {
         self.table.before + self.at as u64 + 1

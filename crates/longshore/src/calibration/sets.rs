@@ -77,7 +77,8 @@ fn is_name(text: &str) -> bool {
 
 fn is_repository(path: &Path) -> bool {
     // `folder/file.jsonl` is a file that is absent.
-    let is_file = path.to_str().is_some_and(|text| Form::of(text).is_some() || text.ends_with(".txt"));
+    let is_file = path.to_str().is_some_and(|text| Form::of(text).is_some())
+        || path.extension().is_some_and(|extension| extension == "txt");
     !is_file && locate::repository_id(path).is_some()
 }
 

@@ -127,6 +127,7 @@ fn parse_variable(text: &str) -> Result<(String, serde_json::Value), &'static st
 }
 
 #[derive(Clone, Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct GenerateArgs {
     /// Checkpoint: a folder, or `org/name` from the Hugging Face cache [env: MLM_MODEL_CKPT, else HF_MODEL_CKPT]
     #[arg(value_name = "CKPT")]

@@ -29,7 +29,7 @@ use longshore_convert::quantized::{Calibrated, Quantization};
 use longshore_convert::{Error, Plan, SpecName, plan_quantized_export, plan_quantized_import, run};
 use longshore_quant::config::{Method, QuantConfig};
 use longshore_quant::search::Search;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -91,7 +91,7 @@ pub(super) fn run(args: &QuantizeArgs, env: &Env, report: &Report) -> Result<Ans
     let inputs: Vec<String> = plans.iter().map(|plan| format!("{}-{key}", plan.summary().fingerprint)).collect();
     if let Some(results) = already_made(&plans, &inputs) {
         fields["results"] = json!(results);
-        return finished_before(fields, &results, report);
+        return finished_before(&fields, &results, report);
     }
     for (plan, job) in plans.iter().zip(&jobs) {
         run::check_destination(plan, job.options.force)?;
@@ -174,12 +174,12 @@ fn already_made(plans: &[Plan], inputs: &[String]) -> Option<Vec<run::Report>> {
     plans.iter().zip(inputs).map(|(plan, inputs)| run::already_made(plan, inputs)).collect()
 }
 
-fn finished_before(fields: serde_json::Value, results: &[run::Report], report: &Report) -> Result<Answer> {
+fn finished_before(fields: &Value, results: &[run::Report], report: &Report) -> Result<Answer> {
     for result in results {
         report.status("Complete", &format!("{}  by an earlier run", result.folder.display()));
     }
     if report.is_json() {
-        report.json("quantize", &fields)?;
+        report.json("quantize", fields)?;
     }
     Ok(Answer::Yes)
 }

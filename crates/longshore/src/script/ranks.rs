@@ -17,7 +17,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Variables that hold a process's rank, as PMIx, Open MPI, Slurm and torchrun set them, with those of the number of ranks.
+/// Variables that hold a process's rank, as `PMIx`, Open MPI, Slurm and torchrun set them, with those of the number of ranks.
 const RANKS: [(&str, &str); 4] = [
     ("PMIX_RANK", "PMIX_SIZE"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -39,12 +39,12 @@ const BEAT: Duration = Duration::from_secs(5);
 /// How long the number may stay: rank 0 is gone then.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How long ranks wait for the board to appear: launchers start ranks minutes apart.
-const LATEST: Duration = Duration::from_secs(900);
+const LATEST: Duration = Duration::from_mins(15);
 /// A status that was there before this rank began may be of an earlier run in the same job: how long to look for a new one.
 const GRACE: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(100);
 /// Boards older than this are removed.
-const OLD: Duration = Duration::from_secs(7 * 24 * 3600);
+const OLD: Duration = Duration::from_hours(7 * 24);
 /// Largest board that is read.
 const BOARD_LIMIT: u64 = 4096;
 
@@ -106,7 +106,7 @@ fn board(env: &Env, subject: &Subject) -> Result<PathBuf, UsageError> {
     for name in JOBS {
         if let Some(value) = env.text(name)? {
             known = true;
-            identity += &format!(" {name}={value}");
+            identity.extend([" ", name, "=", value]);
         }
     }
     if !known {
