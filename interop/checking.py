@@ -1,10 +1,13 @@
 """What the comparisons with transformers share: the environment they run in, and checks of a line each."""
+import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
 
 
 class Failed(Exception):
@@ -60,3 +63,26 @@ class Checks:
         print(f"\n{time.time() - self.start:.0f} s" + "".join(f"\nFAILED {name}" for name in failed))
         print(f"{len(self.results) - len(failed)} passed, {len(failed)} failed", flush=True)
         return 1 if failed or not self.results else 0
+
+
+def main(doc, checks, **options):
+    """Runs `checks(arguments, folder)`; the exit status. `options` are further arguments: a name and what argparse takes."""
+    ap = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--longshore", default=os.path.join(ROOT, "target", "release", "longshore"), help="the program to check")
+    for name, about in options.items():
+        ap.add_argument(f"--{name}", **about)
+    ap.add_argument("--work", help="folder for the files, kept afterwards (default: a temporary one)")
+    a = ap.parse_args()
+    a.longshore = os.path.abspath(a.longshore)
+    if not os.access(a.longshore, os.X_OK):
+        sys.exit(f"no program at {a.longshore}; build it with `cargo build --release` or pass --longshore")
+    if a.work:
+        os.makedirs(a.work, exist_ok=True)
+        return checks(a, os.path.abspath(a.work)).run()
+    with tempfile.TemporaryDirectory(prefix="longshore-check-") as work:
+        return checks(a, work).run()
+
+
+def switch(about):
+    """An option that is there or not."""
+    return {"action": "store_true", "help": about}

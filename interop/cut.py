@@ -8,7 +8,6 @@ whole model whose modules were taken out by hand, to the bit; megatron-core must
 exact, and hold the values of the cut Hugging Face folder; `generate` must run both and say the same; and to cut and convert must
 be to convert and cut. What `--mtp drop` wrote loads too. Runs in the environment of setup.sh; ends with `N passed, N failed`.
 """
-import argparse
 import contextlib
 import dataclasses
 import io
@@ -16,7 +15,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -55,7 +53,7 @@ class Cut:
 CUTS = [
     Cut("bundled", "models/nemotron-h-10m", (0, 1, 2, 3, 7, 8), "0..4,7,8", experts=3),
     Cut("dense", "nemotron_h_dense", (1, 2, 3), "1..4"),
-    Cut("moe", "nemotron_h_moe", (0, 2, 3), "0,2..4", experts=2),
+    Cut("moe", "nemotron_h_moe", (0, 3, 4), "0,3..5", experts=2),
     Cut("groups", "nemotron_h_moe_groups", (0, 1), "0..2", experts=4),
     Cut("latent-mtp", "nemotron_h_latent_mtp", (1, 2, 3), "1..4", experts=5),
     Cut("latent-dropped", "nemotron_h_latent_mtp", (0, 1, 3), "0,1,3", mtp="drop"),
@@ -179,21 +177,5 @@ class Checks(checking.Checks):
         return self.summary()
 
 
-def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--longshore", default=os.path.join(ROOT, "target", "release", "longshore"), help="the program to check")
-    ap.add_argument("--only", default="", help="models whose name contains this text")
-    ap.add_argument("--work", help="folder for the files, kept afterwards (default: a temporary one)")
-    a = ap.parse_args()
-    a.longshore = os.path.abspath(a.longshore)
-    if not os.access(a.longshore, os.X_OK):
-        sys.exit(f"no program at {a.longshore}; build it with `cargo build --release` or pass --longshore")
-    if a.work:
-        os.makedirs(a.work, exist_ok=True)
-        return Checks(a, os.path.abspath(a.work)).run()
-    with tempfile.TemporaryDirectory(prefix="longshore-cut-") as work:
-        return Checks(a, work).run()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(checking.main(__doc__, Checks, only={"default": "", "help": "models whose name contains this text"}))

@@ -16,7 +16,6 @@ All 14,042 questions go through one small model (--full: through the bundled mod
 purpose must be seen. Without the published questions (LONGSHORE_DATA) the project's own take their place, and the run says so.
 One line per check, then `N passed, N failed`; exit status 0 if nothing failed. Runs in the environment of setup.sh.
 """
-import argparse
 import collections
 import gzip
 import hashlib
@@ -26,7 +25,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -302,22 +300,7 @@ class Checks(checking.Checks):
         return rows, texts, [line["logits"] for line in ours], ours, scores
 
 
-def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--longshore", default=os.path.join(ROOT, "target", "release", "longshore"), help="the program to check")
-    ap.add_argument("--quick", action="store_true", help="a fiftieth of the questions")
-    ap.add_argument("--full", action="store_true", help="all questions through the bundled model too: half an hour on two cores")
-    ap.add_argument("--work", help="folder for the files, kept afterwards (default: a temporary one)")
-    a = ap.parse_args()
-    a.longshore = os.path.abspath(a.longshore)
-    if not os.access(a.longshore, os.X_OK):
-        sys.exit(f"no program at {a.longshore}; build it with `cargo build --release` or pass --longshore")
-    if a.work:
-        os.makedirs(a.work, exist_ok=True)
-        return Checks(a, os.path.abspath(a.work)).run()
-    with tempfile.TemporaryDirectory(prefix="longshore-evaluate-") as work:
-        return Checks(a, work).run()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(checking.main(
+        __doc__, Checks, quick=checking.switch("a fiftieth of the questions"),
+        full=checking.switch("all questions through the bundled model too: half an hour on two cores")))

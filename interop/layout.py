@@ -23,13 +23,11 @@ a latent MoE and MTP. For the Transformer Engine's modules and for the local one
 
 One line per check, then `N passed, N failed`; exit status 0 if nothing failed. Runs in the environment of setup.sh.
 """
-import argparse
 import dataclasses
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -238,21 +236,5 @@ def exchanged(root, out, key, a, b):
     return out
 
 
-def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--longshore", default=os.path.join(ROOT, "target", "release", "longshore"), help="the program to check")
-    ap.add_argument("--quick", action="store_true", help="one model, te spec, two of the mistakes")
-    ap.add_argument("--work", help="folder for the files, kept afterwards (default: a temporary one)")
-    a = ap.parse_args()
-    a.longshore = os.path.abspath(a.longshore)
-    if not os.access(a.longshore, os.X_OK):
-        sys.exit(f"no program at {a.longshore}; build it with `cargo build --release` or pass --longshore")
-    if a.work:
-        os.makedirs(a.work, exist_ok=True)
-        return Checks(a, os.path.abspath(a.work)).run()
-    with tempfile.TemporaryDirectory(prefix="longshore-layout-") as work:
-        return Checks(a, work).run()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(checking.main(__doc__, Checks, quick=checking.switch("one model, te spec, two of the mistakes")))

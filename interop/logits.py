@@ -16,14 +16,12 @@ layers of Nemotron-3-Nano in their real shape, where its config.json is at hand 
 and runs that are wrong on purpose must be seen. One line per check, then `N passed, N failed`; exit status 0 if nothing failed.
 Runs in the environment of setup.sh, which it makes where there is none.
 """
-import argparse
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -227,24 +225,9 @@ class Checks(checking.Checks):
         return config, None
 
 
-def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--longshore", default=os.path.join(ROOT, "target", "release", "longshore"), help="the program to check")
-    ap.add_argument("--quick", action="store_true", help="small models only")
-    ap.add_argument("--only", default="", help="models whose name contains this text")
-    ap.add_argument("--config", help="a released config.json for the real shape")
-    ap.add_argument("--pattern", default="MEM*", help="layers of the real shape (default: MEM*)")
-    ap.add_argument("--work", help="folder for the files, kept afterwards (default: a temporary one)")
-    a = ap.parse_args()
-    a.longshore = os.path.abspath(a.longshore)
-    if not os.access(a.longshore, os.X_OK):
-        sys.exit(f"no program at {a.longshore}; build it with `cargo build --release` or pass --longshore")
-    if a.work:
-        os.makedirs(a.work, exist_ok=True)
-        return Checks(a, os.path.abspath(a.work)).run()
-    with tempfile.TemporaryDirectory(prefix="longshore-logits-") as work:
-        return Checks(a, work).run()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(checking.main(
+        __doc__, Checks, quick=checking.switch("small models only"),
+        only={"default": "", "help": "models whose name contains this text"},
+        config={"help": "a released config.json for the real shape"},
+        pattern={"default": "MEM*", "help": "layers of the real shape (default: MEM*)"}))

@@ -71,6 +71,8 @@ pub fn verify(path: &Path, options: &VerifyOptions, progress: &dyn Progress) -> 
     }
     let mut catalog = match Catalog::open(path) {
         Ok(catalog) => catalog,
+        // It may be sound, and is not looked at.
+        Err(error @ longshore_ckpt::Error::OtherFormat { .. }) => return Err(error.into()),
         Err(error) => {
             report.problems.push(damaged("", "", error.to_string()));
             return Ok(report);

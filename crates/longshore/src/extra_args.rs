@@ -241,10 +241,8 @@ pub(crate) fn help() -> String {
         "Variables of the ModelOpt/Megatron scripts. An argument beats its variable; empty means unset.\n\n",
     );
     let variables = [
-        (
-            "HF_MODEL_CKPT",
-            "SRC of convert and quantize, CKPT of generate and eval; --base of export; beside MLM_MODEL_CKPT the tokenizer",
-        ),
+        ("HF_MODEL_CKPT", "SRC of convert and quantize, CKPT of generate and eval; --base of export;"),
+        ("", "beside MLM_MODEL_CKPT the tokenizer"),
         ("MLM_MODEL_CKPT", "SRC of export; of the others it wins over HF_MODEL_CKPT"),
         ("MLM_MODEL_SAVE", "DST of convert and quantize"),
         ("EXPORT_DIR", "DST of export"),
@@ -262,8 +260,8 @@ pub(crate) fn help() -> String {
         let _ = writeln!(text, "  {name:<21} {meaning}");
     }
     let _ = writeln!(text, "\nIgnored: {}.", IGNORED_VARIABLES.join(" "));
-    text += "\nMLM_EXTRA_ARGS, as convert, quantize, export, generate and eval mmlu take it. A flag beats it, and it beats the\n\
-        other variables. What is not listed is an error.\n";
+    text += "\nMLM_EXTRA_ARGS, as convert, quantize, export, generate and eval mmlu take it. A flag beats it,\n\
+        and it beats the other variables. What is not listed is an error.\n";
     let mut last = "";
     for group in TABLE {
         if group.text != last {
@@ -289,8 +287,8 @@ pub(crate) fn help() -> String {
     text
 }
 
-/// Columns of the list of names without effect.
-const WIDTH: usize = 110;
+/// Columns of the list of names without effect: what the help does not wrap anew.
+const WIDTH: usize = 98;
 
 fn takes(takes: Takes) -> &'static str {
     match takes {

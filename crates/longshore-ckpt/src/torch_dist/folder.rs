@@ -30,7 +30,9 @@ pub(crate) fn find(path: &Path) -> Result<Option<PathBuf>> {
     if fs::exists(&path.join(MARKER)) {
         return Ok(Some(path.to_owned()));
     }
-    if fs::exists(&path.join(TRACKER)) {
+    let tracker = path.join(TRACKER);
+    // A link that leads nowhere is a tracker that cannot be read, not none.
+    if fs::exists(&tracker) || fs::is_link(&tracker) {
         return tracked(path).map(Some);
     }
     let marked = |name: &str| Some(path.join(name)).filter(|inner| fs::exists(&inner.join(MARKER)));

@@ -60,6 +60,8 @@ pub(crate) fn config(tp: u64) -> impl Strategy<Value = ModelConfig> {
                 '-' => LayerSpec::Mlp(Mlp { ffn: tp * ffn, activation: Activation::ReluSquared }),
                 _ => LayerSpec::Moe(moe),
             };
+            // `eh_proj` is cut by rows.
+            let hidden = if mtp.is_some() { tp * hidden } else { hidden };
             ModelConfig {
                 layers: trunk.iter().map(layer).collect(),
                 mtp: mtp.map(|(depth, repeated)| Mtp {
