@@ -45,7 +45,7 @@ pub(crate) struct Extra {
     pub(crate) import_only: Vec<String>,
     /// Arguments without effect in this job.
     pub(crate) unused: Vec<String>,
-    /// What [`apply`] turns into flags, by what it does.
+    /// What [`apply()`] turns into flags, by what it does.
     flags: BTreeMap<Flag, (String, String)>,
 }
 

@@ -1,7 +1,7 @@
 //! The jobs of Megatron-LM's post-training scripts, for `scripts/*.sh`: from the model's name and the variables that those
 //! scripts read to a command of this program, with their defaults, their exit status (0 or 1) and one run for all ranks.
 //!
-//! A job is the command that [`line`] makes of it, run in an environment in which what the script leaves to its model
+//! A job is the command that [`line()`] makes of it, run in an environment in which what the script leaves to its model
 //! config has a value. Flags behind the script's own arguments go to the command and win.
 
 mod known;
