@@ -1,6 +1,6 @@
 //! `doctor`: what in the weights makes a model answer at chance, found without running it.
 //!
-//! Every tensor is read once, in bounded memory, and reduced to statistics and hashes ([`census`]); each check looks at
+//! Every tensor is read once, in bounded memory, and reduced to statistics and hashes (`census`); each check looks at
 //! these alone. Names in findings are those of the checkpoint. What is measured and where its threshold lies is in
 //! `docs/commands/doctor.md`. What a fresh initialization looks like is read from Megatron-LM `core/ssm/mamba_mixer.py`
 //! and transformers `models/nemotron_h`.
