@@ -25,6 +25,7 @@ One line per check, then `N passed, N failed`; exit status 0 if nothing failed. 
 """
 import dataclasses
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -64,7 +65,6 @@ SIZES = ("hybrid_override_pattern=ME*-EM*E", "num_attention_heads=8", "head_dim=
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    convert: tuple              # options of `longshore convert` and `quantize`
     load: tuple                 # options of load_megatron.py
     save: tuple                 # options of save_megatron.py
     form: str                   # of quantize_megatron.py
@@ -72,9 +72,9 @@ class Spec:
 
 
 SPECS = {
-    "te": Spec(("--spec", "te"), ("--spec", "te", "--strict", "raise_all"), ("--spec", "te"), "te", ("--right-replicas",)),
-    "local": Spec(("--spec", "local", "--norms", "fused"), ("--spec", "local", "--remap", "--strict", "raise_all"),
-                  ("--spec", "local", "--remap"), "local-fused", ("--right-replicas", "--lift-refusal")),
+    "te": Spec(("--spec", "te", "--strict", "raise_all"), ("--spec", "te"), "te", ("--right-replicas",)),
+    "local": Spec(("--spec", "local", "--remap", "--strict", "raise_all"), ("--spec", "local", "--remap"), "local-fused",
+                  ("--right-replicas", "--lift-refusal")),
 }
 
 
@@ -96,17 +96,24 @@ class Checks(checking.Checks):
         return p
 
     # ---- Longshore
-    def longshore(self, *argv):
+    def run_command(self, argv, **variables):
         env = {k: v for k, v in os.environ.items() if k not in matrix.SCRIPT_VARIABLES}
-        r = subprocess.run([self.a.longshore, *map(str, argv), "--quiet"], capture_output=True, text=True,
-                           stdin=subprocess.DEVNULL, env=env)
+        r = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, env={**env, **variables})
         if r.returncode:
-            raise Failed(f"`longshore {' '.join(map(str, argv))[:200]}` ended with {r.returncode}: {(r.stderr or r.stdout).strip()[:300]}")
+            raise Failed(f"`{' '.join(argv)[:200]}` ended with {r.returncode}: {(r.stderr or r.stdout).strip()[:300]}")
+
+    def longshore(self, *argv):
+        self.run_command([self.a.longshore, *map(str, argv), "--quiet"])
 
     def example(self, step, source, out, spec):
-        """A step of the example, convert or quantize: `source` becomes the torch_dist checkpoint `out` at this layout."""
-        options = {"convert": (), "quantize": ("--quant-cfg", CONFIG, "--calib", self.tokens, "--skip-generate")}[step]
-        self.longshore(step, source, out, *options, *SPECS[spec].convert, *LAYOUT)
+        """A step of the example by its script: `source` becomes the torch_dist checkpoint `out` at this layout."""
+        extra = ["--full-te-spec"] if spec == "te" else []
+        if step == "quantize":
+            extra += ["--calib-dataset-path-or-name", self.tokens, "--skip-generate"]
+        self.run_command(
+            ["bash", os.path.join(ROOT, "scripts", f"{step}.sh"), "tiny/model", *([CONFIG] if step == "quantize" else []), "--quiet"],
+            TP="4", PP="2", EP="4", ETP="1", MLM_EXTRA_ARGS=shlex.join(extra), MLM_MODEL_SAVE=out, LONGSHORE=self.a.longshore,
+            **{"HF_MODEL_CKPT" if step == "convert" else "MLM_MODEL_CKPT": source})
 
     # ---- Megatron
     def load(self, ckpt, name, spec, divisible=1):

@@ -84,12 +84,17 @@ pub struct StepOutput<B: Backend> {
     pub logits: Vec<f32>,
 }
 
+/// What decides the function of a model and its checkpoint does not say, by the names of config.json.
+pub fn unsaid(config: &ModelConfig) -> Vec<&'static str> {
+    not_stored(&config.all_layers().copied().collect::<Vec<_>>())
+}
+
 impl<B: Backend + 'static> Model<B> {
     /// Opens the weights of `source` on `backend`: reads what may stay in memory, the output layer first, then layers in
     /// order.
     pub fn load(source: Source, backend: B, options: &ModelOptions) -> Result<Arc<Self>> {
         let config = &source.model.config;
-        let missing = not_stored(&config.all_layers().copied().collect::<Vec<_>>());
+        let missing = unsaid(config);
         if !missing.is_empty() {
             return Err(Error::NotStored { path: source.catalog.folder.clone(), fields: missing });
         }

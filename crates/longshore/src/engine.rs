@@ -16,7 +16,7 @@ use longshore_infer::backend::cpu::{Cpu, Precision};
 use longshore_infer::chat::{ChatError, ChatTemplate};
 use longshore_infer::error::Error as EngineError;
 use longshore_infer::memory::Demand;
-use longshore_infer::model::{Model, ModelOptions, check_ids};
+use longshore_infer::model::{Model, ModelOptions, check_ids, unsaid};
 use longshore_infer::quantized::QuantState;
 use longshore_infer::resume;
 use longshore_infer::tokenizer::{Tokenizer, stop_ids};
@@ -42,8 +42,17 @@ impl Opened {
     /// Opens the checkpoint that `given` names.
     pub(crate) fn new(given: &Path, args: &EngineArgs, env: &Env, report: &Report) -> Result<Self> {
         let folder = locate::checkpoint(given, env)?;
-        let base = args.base.as_deref().map(|base| locate::checkpoint(base, env)).transpose()?;
-        let source = Source::open(&folder, base.as_deref(), args.allow_unmapped)?;
+        let mut base = args.base.as_deref().map(|base| locate::checkpoint(base, env)).transpose()?;
+        let mut source = Source::open(&folder, base.as_deref(), args.allow_unmapped)?;
+        let missing = unsaid(&source.model.config);
+        // Megatron's arguments say what its trainer was told, which may be less than what the model computes.
+        if let (false, None, Some(named)) = (missing.is_empty(), &base, env.path("HF_MODEL_CKPT")) {
+            let config = locate::checkpoint(&named, env)?;
+            source = Source::open(&folder, Some(&config), args.allow_unmapped)?;
+            let text = format!("in {} ($HF_MODEL_CKPT), for {}", config.display(), missing.join(" and "));
+            report.status("Config", &text);
+            base = Some(config);
+        }
         for note in &source.model.notes {
             // Shown without being asked for: what is inferred or not known of a config may change what is computed.
             report.note("Note", &note.text);
