@@ -6,6 +6,8 @@
 set -euo pipefail
 model="$(realpath "$1")"
 export MMLU_DATASET="${2:-${MMLU_DATASET:-bundled}}"
+# The block runs in another folder, where a relative path would mean another one.
+if [[ -e "$MMLU_DATASET" ]]; then MMLU_DATASET="$(realpath "$MMLU_DATASET")"; fi
 scripts="$(realpath "$(dirname "${BASH_SOURCE[0]}")/../scripts")"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
