@@ -13,6 +13,7 @@ and config:
   theirs   `export` of the checkpoint that ModelOpt saved, against its own export, byte for byte
   restore  ModelOpt inserts its quantizers from Longshore's checkpoint and Megatron loads it, at several layouts; with ModelOpt's
            amax values in it, the logits are those of ModelOpt's model, to the bit
+  recut    what ModelOpt saved in one spec of Megatron is restored in the other, and is to the bit what it was on the way back
   te       the same with the modules of the Transformer Engine (parameters only: keys, amaxes, extra states, no logits)
   hf       against export_hf_checkpoint of transformers, where inputs are observed as servers quantize them
   wide     the same restores at tp 4, ep 4, pp 2; layouts at which ModelOpt 0.47 cannot save must still be refused
@@ -20,14 +21,12 @@ and config:
 
 One line per check; exit status 1 if one failed. SKIPPED is what Longshore cannot do yet: with --full it counts as failed.
 """
-import argparse
 import json
 import os
 import queue
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -225,7 +224,7 @@ class Checks:
                 self.check(f"restore  {label} separate norms", self.restore, separate, hf, "compute-separate")
             for layout in TWO[2:] if config in SQUARES else TWO[1:]:
                 self.check(f"restore  {label} {layout[0][2:]}{layout[1]}", self.restore, ours, hf, "compute", *layout)
-        if name == "moe" and config == "FP8_DEFAULT_CFG":
+        if name == "moe" and config == "FP8_DEFAULT_CFG" and os.path.exists(ours):
             self.mistakes(label, ours, theirs, unified, hf)
 
     def layouts_of(self):
@@ -353,10 +352,23 @@ class Checks:
             like = ["--like", theirs] if layout == ("--tp", 1) else []
             where = "".join(str(x).removeprefix("--") for x in layout)
             self.check(f"restore  {label} {where}", self.restore, ours, hf, form, *layout, *like)
+        if name == "moe":
+            self.check(f"recut    {label}", self.recut, label, hf, form, spec, theirs)
         if "KV" in config and form == "te":
             key = next(x for x in Checkpoint(ours).tensors if x.endswith("k_bmm_quantizer._amax"))
             bad = checks.damaged(ours, self.path("damaged", label.replace(" ", "-")), key, None)
             self.wrong(f"no amax of keys, {label}", self.restore, bad, hf, form)
+
+    def recut(self, label, hf, form, spec, theirs):
+        """What ModelOpt saved goes into the other spec, where ModelOpt restores it, and comes back as it was."""
+        other = "local" if form == "te" else "te"
+        there, back = (self.path("recut", label.replace(" ", "-"), way) for way in ("there", "back"))
+        self.longshore("convert", theirs, there, "--to", "torch_dist", "--spec", other, "--tp", 2, "--base", hf)
+        self.restore(there, hf, other, "--tp", 2)
+        self.longshore("convert", there, back, "--to", "torch_dist", *spec)
+        self.restore(back, hf, form, "--like", theirs)
+        weights, inputs, _, objects = checks.states(Checkpoint(back), Checkpoint(theirs), 0.0)
+        return f"{weights} weight amaxes, {inputs} inputs and {objects} extra states equal"
 
     def wide(self, form, config, layouts, refused, why):
         """Parallel sizes above 2, of a checkpoint that is cut for the largest; `refused` are layouts at which ModelOpt cannot save."""
@@ -447,25 +459,10 @@ class Checks:
         return 1 if failed or not self.results else 0
 
 
-def main():
-    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--longshore", default=os.path.join(ROOT, "target", "release", "longshore"), help="the program to check")
-    size = ap.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="one model, three configs")
-    size.add_argument("--full", action="store_true", help="more configs and layouts; what is skipped counts as failed")
-    ap.add_argument("--only", default="", help="checks whose name contains this text (they may need what others write)")
-    ap.add_argument("--table", help="file for the measured numbers, as JSON")
-    ap.add_argument("--work", help="folder for the files, kept afterwards (default: a temporary one)")
-    a = ap.parse_args()
-    a.longshore = os.path.abspath(a.longshore)
-    if not os.access(a.longshore, os.X_OK):
-        sys.exit(f"no program at {a.longshore}; build it with `cargo build --release` or pass --longshore")
-    if a.work:
-        os.makedirs(a.work, exist_ok=True)
-        return Checks(a, os.path.abspath(a.work)).run()
-    with tempfile.TemporaryDirectory(prefix="longshore-quantize-") as work:
-        return Checks(a, work).run()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(checking.main(
+        __doc__, Checks,
+        quick=checking.switch("one model, three configs"),
+        full=checking.switch("more configs and layouts; what is skipped counts as failed"),
+        only={"default": "", "help": "checks whose name contains this text (they may need what others write)"},
+        table={"help": "file for the measured numbers, as JSON"}))

@@ -302,7 +302,7 @@ pub(crate) fn open_all(catalog: &Catalog) -> Result<Vec<ReadFile>> {
     (0..catalog.files.len()).map(|i| Ok(ReadFile::open(&catalog.path(i as u32))?)).collect()
 }
 
-/// The source of something that quantizes or re-cuts has quantizers.
+/// The source of something that quantizes has quantizers.
 fn already_quantized(path: &Path) -> Error {
     model_error(path, "it is quantized already; `export` writes it for servers")
 }

@@ -11,7 +11,8 @@ use crate::model::{Model, check_vocabulary, read_manifest, spec_keys, stored_voc
 use crate::plan::{Note, NoteKind, drop_training_state, open_all, recut, unmapped};
 use crate::quantized::packed::{self, Packed, PackedFolder};
 use crate::quantized::state::stored_values;
-use crate::quantized::{Calibrated, Quantization, stored};
+use crate::quantized::stored::{self, StoredQuantizers};
+use crate::quantized::{Calibrated, Quantization};
 use crate::resolve::{Direction, Recipe, SourceTensor, resolve};
 use crate::{Error, Result};
 use longshore_ckpt::fs::ReadFile;
@@ -56,9 +57,9 @@ impl Source {
                 (model, rows, None)
             }
             Format::TorchDist => {
-                let mut opened = torch_dist(&mut catalog, base)?;
-                note_padding(&mut opened.0, opened.1);
-                opened
+                let (mut model, rows, stored) = torch_dist(&mut catalog, base)?;
+                note_padding(&mut model, rows);
+                (model, rows, stored.map(|stored| (stored.quantization, stored.calibrated)))
             }
         };
         let config = &model.config;
@@ -255,8 +256,6 @@ pub(crate) fn note_padding(model: &mut Model, rows: u64) {
     }
 }
 
-type Stored = Option<(Quantization, Calibrated)>;
-
 /// The model of a Hugging Face folder, and its packed weights, which the catalog then shows as plain ones.
 pub(crate) fn hugging_face(catalog: &mut Catalog, base: Option<&Path>) -> Result<(Model, Option<PackedFolder>)> {
     let mut model = Model::from_folder(base.unwrap_or(&catalog.folder))?;
@@ -280,7 +279,7 @@ pub(crate) fn hugging_face(catalog: &mut Catalog, base: Option<&Path>) -> Result
 
 /// The model, the number of vocabulary rows that the checkpoint stores, and its quantizers, which the catalog then no
 /// longer holds.
-pub(crate) fn torch_dist(catalog: &mut Catalog, base: Option<&Path>) -> Result<(Model, u64, Stored)> {
+pub(crate) fn torch_dist(catalog: &mut Catalog, base: Option<&Path>) -> Result<(Model, u64, Option<StoredQuantizers>)> {
     let manifest = read_manifest(&catalog.folder)?;
     let mut model = Model::from_torch_dist(catalog, base)?;
     model.check_converted(&catalog.folder)?;

@@ -156,7 +156,7 @@ pub fn structure(mut catalog: Catalog) -> Result<Module> {
                 vocabulary: rows.unwrap_or(model.config.vocab_size),
                 ..Spec::new(name, &model.config)
             };
-            (model, spec, stored.map(|stored| stored.0))
+            (model, spec, stored.map(|stored| stored.quantization))
         }
     };
     model.check_converted(&catalog.folder)?;

@@ -1,10 +1,11 @@
 //! The small files that travel with the weights: config, generation config, tokenizer, template, custom code.
 
-use super::{Content, SmallFile, model_error};
+use super::{Content, Note, NoteKind, SmallFile, model_error};
 use crate::config::hf::nemotron_h::{Reduced, reduced_fields};
 use crate::config::pruned::{Change, rewrite};
 use crate::config::{ModelConfig, hf, json, text};
 use crate::quantized::hf_config::remove;
+use crate::quantized::state::record::FOLDER as MODELOPT_STATE;
 use crate::{Error, Result};
 use longshore_ckpt::fs;
 use std::path::{Path, PathBuf};
@@ -56,6 +57,26 @@ pub(super) fn collect(folder: &Path, prefix: &str, links: Links) -> Result<Vec<S
         }
     }
     Ok(found)
+}
+
+/// What ModelOpt recorded of a quantized checkpoint, as it is: nothing in it depends on spec or layout.
+pub(super) fn modelopt_state(checkpoint: &Path, notes: &mut Vec<Note>) -> Result<Vec<SmallFile>> {
+    let folder = checkpoint.join(MODELOPT_STATE);
+    if !fs::is_dir(&folder) {
+        let text = format!("there is no `{MODELOPT_STATE}`, without which ModelOpt does not restore quantizers");
+        notes.push(Note::new(NoteKind::Warning, text));
+        return Ok(Vec::new());
+    }
+    let copy = |name: String| {
+        let path = folder.join(&name);
+        if fs::is_link(&folder) || fs::is_link(&path) || fs::is_dir(&path) {
+            let what = format!("expected files in `{MODELOPT_STATE}`");
+            return Err(longshore_ckpt::Error::Unsupported { path, what }.into());
+        }
+        let crc = crc32fast::hash(&fs::read_small(&path, MAX_SIZE)?);
+        Ok(SmallFile { name: format!("{MODELOPT_STATE}/{name}"), content: Content::Path(path, crc) })
+    };
+    fs::list(&folder)?.into_iter().map(copy).collect()
 }
 
 /// Makes the small files those of a model that is not quantized.

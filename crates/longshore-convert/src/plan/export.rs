@@ -18,7 +18,8 @@ use crate::mapping::{Declared, Mapping, Precision};
 use crate::model::{Model, Stored, check_vocabulary, read_manifest, spec_keys, stored_vocab, tokenizer_folder};
 use crate::options::{DtypeChoice, ExportOptions, MtpChoice};
 use crate::quantized::overlay::HfForm;
-use crate::quantized::{Calibrated, Quantization, exported, hf_config, overlay, stored};
+use crate::quantized::stored::{self, StoredQuantizers};
+use crate::quantized::{Quantization, exported, hf_config, overlay};
 use crate::resolve::{Direction, DtypeRule, OpenFiles, Recipe, Resolved, is_float, locate, resolve};
 use crate::{Error, Result, source};
 use longshore_ckpt::torch_dist::is_training_state;
@@ -127,7 +128,7 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
     }
     let applied = match (quantized, &stored) {
         (Some(q), _) => Some((q.quantization, q.calibrated)),
-        (None, Some((quantization, calibrated))) => Some((quantization, calibrated)),
+        (None, Some(stored)) => Some((&stored.quantization, &stored.calibrated)),
         (None, None) => None,
     };
     if let Some((quantization, calibrated)) = applied {
@@ -162,7 +163,9 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
         casts_checked: options.dtype == DtypeChoice::Keep,
         notes,
     };
-    draft.finish(&(options, quantized.map(Quantized::fingerprint)))
+    let quantizers =
+        quantized.map(Quantized::fingerprint).or_else(|| stored.as_ref().map(StoredQuantizers::fingerprint));
+    draft.finish(&(options, quantizers))
 }
 
 /// A source with what it says of itself.
@@ -186,7 +189,7 @@ struct Opened {
     /// Whether the stored dtypes are right where nothing was recorded.
     settled: bool,
     /// Its quantizers.
-    stored: Option<(Quantization, Calibrated)>,
+    stored: Option<StoredQuantizers>,
 }
 
 fn open(catalog: &mut Catalog, options: &ExportOptions) -> Result<Opened> {

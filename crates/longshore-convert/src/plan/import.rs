@@ -11,9 +11,11 @@ use crate::config::hf::nemotron_h::Reduced;
 use crate::config::{ModelConfig, megatron};
 use crate::error::Problem;
 use crate::mapping::{Mapping, Place};
-use crate::model::{Model, TOKENIZER, TRAVELLING, spec_keys, tokenizer_folder};
+use crate::model::{Model, TOKENIZER, TRAVELLING, read_manifest, spec_keys, tokenizer_folder};
 use crate::options::{DtypeChoice, ImportOptions, Layout, MtpChoice};
+use crate::quantized::linear::Naming;
 use crate::quantized::packed::PackedFolder;
+use crate::quantized::stored::StoredQuantizers;
 use crate::quantized::{objects, overlay};
 use crate::resolve::{Direction, Recipe, import_dtype, resolve};
 use crate::source;
@@ -43,6 +45,9 @@ pub fn plan_quantized_import(
 fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: Option<&Quantized<'_>>) -> Result<Plan> {
     let mut catalog = Catalog::open(source)?;
     let mut opened = open(&mut catalog, options)?;
+    if quantized.is_some() && opened.quantizers.is_some() {
+        return Err(already_quantized(&catalog.folder));
+    }
     let (config, architecture) = (&opened.model.config, opened.model.architecture);
     let mut options = options.clone();
     let mut lowered = Vec::new();
@@ -60,7 +65,7 @@ fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: O
         notes.push(Note::new(NoteKind::Padded, text));
     }
     // ModelOpt stores experts apart, each with its quantizers, and asks for it in both specs.
-    let single_experts = quantized.is_some();
+    let single_experts = quantized.is_some() || opened.quantizers.is_some();
     let keys = SpecKeys { single_experts, ..SpecKeys::of(options) };
     let mapping = (architecture.mapping)(config, &keys, padded);
     let dtype = |_: &str, declared: &_, source| import_dtype(options.dtype, declared, source);
@@ -89,7 +94,10 @@ fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: O
         packed.attach(&mut recipes);
     }
     let plain = params_dtype(options.dtype, &recipes);
-    let dtypes = origin_dtypes(&recipes);
+    let (dtypes, dtypes_unknown) = match opened.stored {
+        None => (origin_dtypes(&recipes), false),
+        Some(_) => recorded_dtypes(&catalog, &mapping, &recipes)?,
+    };
     let mut states = BTreeMap::new();
     let mut small = match &opened.model.folder {
         Some(folder) => companions::collect(folder, &format!("{TRAVELLING}/"), opened.links)?,
@@ -112,6 +120,13 @@ fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: O
         states = objects::states(q.quantization, &recipes, &mapping.objects);
         let files = objects::modelopt_state(q.config);
         small.extend(files.into_iter().map(|(name, bytes)| SmallFile { name, content: Content::Bytes(bytes) }));
+    }
+    if let Some(quantizers) = &opened.quantizers {
+        match overlay::carried(&mut recipes, &mapping, quantizers, Naming::of(options.spec)) {
+            Ok(quantization) => states = objects::states(&quantization, &recipes, &mapping.objects),
+            Err(mut found) => problems.append(&mut found),
+        }
+        small.extend(companions::modelopt_state(&catalog.folder, &mut notes)?);
     }
     if !problems.is_empty() {
         return Err(Error::Refused(problems));
@@ -142,13 +157,15 @@ fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: O
         small,
         dropped: resolved.unmapped,
         from_base: Vec::new(),
-        dtypes_unknown: false,
+        dtypes_unknown,
         casts_checked: false,
         notes,
         source_pattern: config.pattern(),
         config: opened.model.config,
     };
-    draft.finish(&(options, quantized.map(Quantized::fingerprint)))
+    let quantizers =
+        quantized.map(Quantized::fingerprint).or_else(|| opened.quantizers.as_ref().map(StoredQuantizers::fingerprint));
+    draft.finish(&(options, quantizers))
 }
 
 /// A source with what it says of itself.
@@ -159,6 +176,8 @@ struct Opened {
     links: Links,
     /// Its packed weights, where it is a Hugging Face folder.
     packed: Option<PackedFolder>,
+    /// Its quantizers, where it is torch_dist.
+    quantizers: Option<StoredQuantizers>,
     problems: Vec<Problem>,
 }
 
@@ -168,18 +187,15 @@ fn open(catalog: &mut Catalog, options: &ImportOptions) -> Result<Opened> {
             let (mut model, packed) = source::hugging_face(catalog, options.base.as_deref())?;
             model.check_converted(&catalog.folder)?;
             let problems = mtp::settle(&mut model, catalog, options.mtp).into_iter().collect();
-            Ok(Opened { model, stored: None, links: Links::Follow, packed, problems })
+            Ok(Opened { model, stored: None, links: Links::Follow, packed, quantizers: None, problems })
         }
         Format::TorchDist => {
-            let (mut model, rows, quantized) = source::torch_dist(catalog, options.base.as_deref())?;
-            if quantized.is_some() {
-                return Err(already_quantized(&catalog.folder));
-            }
+            let (mut model, rows, quantizers) = source::torch_dist(catalog, options.base.as_deref())?;
             source::note_padding(&mut model, rows);
             let problems = mtp::settle(&mut model, catalog, options.mtp).into_iter().collect();
             let stored = (model.architecture.mapping)(&model.config, &spec_keys(catalog), rows);
             let links = if options.base.is_some() { Links::Follow } else { Links::Refuse };
-            Ok(Opened { model, stored: Some(stored), links, packed: None, problems })
+            Ok(Opened { model, stored: Some(stored), links, packed: None, quantizers, problems })
         }
     }
 }
@@ -251,6 +267,28 @@ fn origin_dtypes(recipes: &[Recipe]) -> BTreeMap<String, Dtype> {
     let parts = recipes.iter().flat_map(|r| r.parts.iter().map(move |p| (r.dtype, p)));
     let sources = parts.filter_map(|(dtype, p)| p.source.as_ref().map(|(s, _)| (dtype, s)));
     sources.filter(|(dtype, s)| *dtype != s.dtype).map(|(_, s)| (s.name.clone(), s.dtype)).collect()
+}
+
+/// The same for a source of torch_dist, whose manifest has them, and whether nothing recorded them.
+fn recorded_dtypes(
+    catalog: &Catalog,
+    mapping: &Mapping,
+    recipes: &[Recipe],
+) -> Result<(BTreeMap<String, Dtype>, bool)> {
+    let Some(origin) = read_manifest(&catalog.folder)?.map(|m| m.origin).filter(|origin| !origin.dtypes_unknown) else {
+        return Ok((BTreeMap::new(), true));
+    };
+    let mut dtypes = origin.dtypes;
+    dtypes.retain(|name, _| mapping.hf.contains_key(name));
+    // What is cast now was stored as its original.
+    let cast: BTreeMap<&str, Dtype> =
+        recipes.iter().filter(|r| r.casts()).map(|r| (r.name.as_str(), r.source_dtype())).collect();
+    for tie in &mapping.ties {
+        if let Some(&dtype) = cast.get(tie.mc.0.as_str()) {
+            dtypes.entry(tie.hf.0.clone()).or_insert(dtype);
+        }
+    }
+    Ok((dtypes, false))
 }
 
 /// What `common.pt` holds, see `docs/torch_dist.md`. `save_checkpoint(1, …, release=True)` stores iteration 1.

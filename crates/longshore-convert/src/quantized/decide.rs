@@ -98,7 +98,7 @@ fn scales_inputs(method: &Method) -> bool {
 }
 
 /// The class that ModelOpt registers a linear's module under.
-fn class_of(naming: Naming, linear: &Linear) -> &'static str {
+pub(super) fn class_of(naming: Naming, linear: &Linear) -> &'static str {
     match (naming, linear.expert, linear.tp_axis) {
         (Naming::HuggingFace, None, _) => "nn.Linear",
         (Naming::HuggingFace, Some(_), _) => "",

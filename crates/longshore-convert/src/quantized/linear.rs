@@ -3,6 +3,7 @@
 use crate::arch::{Architecture, SpecKeys};
 use crate::config::ModelConfig;
 use crate::mapping::{Mapping, Place};
+use crate::options::SpecName;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -16,6 +17,16 @@ pub enum Naming {
     MegatronTe,
     /// transformers: q, k and v apart, experts fused, quantizers of keys and values.
     HuggingFace,
+}
+
+impl Naming {
+    /// That of a spec of Megatron.
+    pub fn of(spec: SpecName) -> Self {
+        match spec {
+            SpecName::Te => Self::MegatronTe,
+            SpecName::Local => Self::MegatronLocal,
+        }
+    }
 }
 
 /// A linear of the Megatron side; of grouped experts, one expert's.

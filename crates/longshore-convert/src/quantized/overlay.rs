@@ -1,7 +1,9 @@
 //! From the tensors of a plain checkpoint to those of a quantized one, on either side.
 
+mod carried;
 mod megatron;
 
+pub(crate) use carried::carried;
 pub use megatron::megatron;
 
 use super::encode::{Encoding, Output, SharedAmax, Stage, Weight, is_shared, packed_dtype};

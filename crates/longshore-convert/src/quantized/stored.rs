@@ -6,27 +6,41 @@ use super::{Calibrated, KvQuantizers, QuantLinear, Quantization, WeightAmax, enc
 use crate::config::LayerSpec;
 use crate::error::Problem;
 use crate::model::{Model, spec};
-use crate::options::SpecName;
 use crate::plan::{Note, NoteKind};
 use crate::{Error, Result};
 use longshore_ckpt::Catalog;
 use longshore_quant::{Attributes, Scheme};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// The quantizers of a torch_dist checkpoint.
+pub(crate) struct StoredQuantizers {
+    /// What they do.
+    pub quantization: Quantization,
+    /// Their magnitudes.
+    pub calibrated: Calibrated,
+    /// The same as stored.
+    pub states: QuantizerStates,
+}
+
+impl StoredQuantizers {
+    /// What tells two checkpoints apart whose weights are equal.
+    pub(crate) fn fingerprint(&self) -> String {
+        format!("{:?} {:?}", self.quantization, self.calibrated)
+    }
+}
+
 /// The quantizers of a torch_dist checkpoint, taken out of its catalog; `None` where it has none.
-pub(crate) fn read(catalog: &mut Catalog, model: &mut Model) -> Result<Option<(Quantization, Calibrated)>> {
-    let naming = match spec(catalog) {
-        SpecName::Te => Naming::MegatronTe,
-        SpecName::Local => Naming::MegatronLocal,
-    };
+pub(crate) fn read(catalog: &mut Catalog, model: &mut Model) -> Result<Option<StoredQuantizers>> {
+    let naming = Naming::of(spec(catalog));
     let Some(states) = QuantizerStates::read(catalog)? else { return Ok(None) };
-    let found = quantization(model, &states, naming).map_err(Error::Refused)?;
+    let (quantization, calibrated) = quantization(model, &states, naming).map_err(Error::Refused)?;
     if let Some(record) = &states.record {
-        let count = found.0.linears.iter().filter(|q| q.is_quantized()).count();
+        let count = quantization.linears.iter().filter(|q| q.is_quantized()).count();
         let text = format!("{count} quantized linears (ModelOpt {})", record.version);
         model.notes.push(Note::new(NoteKind::Inferred, text));
     }
-    Ok(Some(found))
+    Ok(Some(StoredQuantizers { quantization, calibrated, states }))
 }
 
 /// What the quantizers of a checkpoint do, and their magnitudes. Refused are, all together, quantizers that nothing here
@@ -36,7 +50,7 @@ fn quantization(
     states: &QuantizerStates,
     naming: Naming,
 ) -> std::result::Result<(Quantization, Calibrated), Vec<Problem>> {
-    let mut reader = Reader { states, problems: Vec::new(), calibrated: Calibrated::default() };
+    let mut reader = Reader { states, seen: BTreeSet::new(), problems: Vec::new(), calibrated: Calibrated::default() };
     reader.calibrated.weights_are_scaled = true;
     let linears = linears(model.architecture, &model.config).into_iter().map(|l| reader.linear(l)).collect();
     let mut kv = Vec::new();
@@ -45,6 +59,7 @@ fn quantization(
             kv.extend(reader.attention(index));
         }
     }
+    reader.others();
     let Reader { problems, calibrated, .. } = reader;
     if !problems.is_empty() {
         return Err(problems);
@@ -54,6 +69,8 @@ fn quantization(
 
 struct Reader<'a> {
     states: &'a QuantizerStates,
+    /// Modules whose quantizers were read.
+    seen: BTreeSet<String>,
     problems: Vec<Problem>,
     calibrated: Calibrated,
 }
@@ -76,6 +93,7 @@ impl Reader<'_> {
 
     fn linear(&mut self, linear: Linear) -> QuantLinear {
         let module = linear.module.clone();
+        self.seen.insert(module.clone());
         let of = |role: Role| self.states.stages(&module, role.quantizer());
         let [input, weight, output] = Role::ALL.map(of);
         let name = |role: Role| format!("{module}.{}", role.quantizer());
@@ -109,6 +127,7 @@ impl Reader<'_> {
 
     fn attention(&mut self, index: usize) -> Option<KvQuantizers> {
         let module = format!("decoder.layers.{index}.self_attention.core_attention");
+        self.seen.insert(module.clone());
         let names = ["q", "k", "v"].map(|letter| format!("{letter}_bmm_quantizer"));
         let stages = names.each_ref().map(|name| self.states.stages(&module, name));
         let mut schemes = [None; 3];
@@ -124,6 +143,18 @@ impl Reader<'_> {
         let hf = |p: &str| format!("backbone.layers.{index}.mixer.{p}");
         let (hf_k, hf_v, attributes) = (hf("k_proj"), hf("v_proj"), stages.map(of));
         Some(KvQuantizers { module, hf_k, hf_v, attributes, schemes })
+    }
+
+    /// Quantizers of other modules: whoever reads the checkpoint would leave out what they do.
+    fn others(&mut self) {
+        for (module, quantizers) in self.states.modules.iter().filter(|(module, _)| !self.seen.contains(*module)) {
+            for (name, stages) in quantizers {
+                if stages.iter().any(|stage| stage.attributes.enable) {
+                    let what = "it is enabled, and the model has no linear of this name".into();
+                    self.problems.push(Problem::Quantize { tensor: format!("{module}.{name}"), what });
+                }
+            }
+        }
     }
 }
 

@@ -16,6 +16,7 @@ mod properties;
 mod quant_state;
 mod quantized;
 mod random;
+mod recut;
 mod refusals;
 mod shared_data;
 mod snapshots;

@@ -139,7 +139,14 @@ impl Rule<'_> {
     }
 
     fn matches(&self, name: &str) -> bool {
-        self.glob.matches(name) || without_indices(name).is_some_and(|name| self.glob.matches(&name))
+        self.glob.matches_quantizer(name)
+    }
+}
+
+impl Glob {
+    /// Whether it is about the quantizer `name`, whose experts it need not number.
+    pub fn matches_quantizer(&self, name: &str) -> bool {
+        self.matches(name) || without_indices(name).is_some_and(|name| self.matches(&name))
     }
 }
 

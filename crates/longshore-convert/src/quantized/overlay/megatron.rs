@@ -67,7 +67,7 @@ pub fn megatron(
 }
 
 /// The weights of every module, in the order of its rows: an input projection is stored in parts.
-fn weights_of_modules(recipes: &[Recipe], mapping: &Mapping) -> BTreeMap<String, Vec<usize>> {
+pub(super) fn weights_of_modules(recipes: &[Recipe], mapping: &Mapping) -> BTreeMap<String, Vec<usize>> {
     let first_row: BTreeMap<&str, u64> = mapping.ties.iter().map(|t| (t.mc.0.as_str(), t.hf.1.at(0).0)).collect();
     let mut found: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (i, recipe) in recipes.iter().enumerate() {
@@ -83,7 +83,7 @@ fn weights_of_modules(recipes: &[Recipe], mapping: &Mapping) -> BTreeMap<String,
 
 /// How ModelOpt's plugin for a class of modules shapes magnitudes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
     /// Column and row parallel linears: a scalar is `[1]`, others are `[rows, n]`.
     Parallel,
     /// Grouped experts: a scalar is `[1]`, others are as in the module.
@@ -93,7 +93,7 @@ enum Form {
 }
 
 impl Form {
-    fn of(q: &QuantLinear, quantization: &Quantization) -> Self {
+    pub(super) fn of(q: &QuantLinear, quantization: &Quantization) -> Self {
         if quantization.naming == Naming::MegatronTe && q.linear.expert.is_some() {
             Self::Grouped
         } else if q.linear.tp_axis.is_none() && !q.linear.is_output_layer {
@@ -174,7 +174,7 @@ impl Stored<'_> {
 }
 
 /// The shape in which Megatron stores the magnitudes of a weight; `None` where there are none.
-fn amax_shape(scheme: Scheme, linear: &Linear, form: Form) -> longshore_quant::Result<Option<Vec<u64>>> {
+pub(super) fn amax_shape(scheme: Scheme, linear: &Linear, form: Form) -> longshore_quant::Result<Option<Vec<u64>>> {
     let (rows, cols) = (linear.rows, linear.cols);
     let count = amax::count(scheme, rows as usize, cols as usize)? as u64;
     let as_in_module = form != Form::Parallel && count > 1;

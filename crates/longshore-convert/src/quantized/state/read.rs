@@ -40,6 +40,15 @@ pub struct Stage {
     pub pre_quant_scale: Option<StoredTensor>,
 }
 
+impl Stage {
+    /// Its tensors with the names that they have in it.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (&'static str, &StoredTensor)> {
+        let all =
+            [("_amax", &self.amax), ("_global_amax", &self.global_amax), ("_pre_quant_scale", &self.pre_quant_scale)];
+        all.into_iter().filter_map(|(name, tensor)| Some((name, tensor.as_ref()?)))
+    }
+}
+
 /// The quantizers of a checkpoint.
 #[derive(Debug)]
 pub struct QuantizerStates {

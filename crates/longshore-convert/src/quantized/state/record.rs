@@ -8,7 +8,7 @@ use longshore_ckpt::torch_dist::metadata::{self, Metadata};
 use longshore_ckpt::torch_dist::pickle::{Plain, View, dump};
 use longshore_ckpt::torch_dist::{self, metadata_json};
 use longshore_ckpt::{Catalog, fs};
-use longshore_quant::config::Plain as Value;
+use longshore_quant::config::{Glob, Plain as Value};
 use std::path::Path;
 
 /// The folder's name inside the checkpoint.
@@ -49,6 +49,23 @@ pub struct RecordedEntry<'a> {
     pub cfg: &'a Plain,
     /// Whether it switches on.
     pub enable: bool,
+}
+
+impl RecordedEntry<'_> {
+    /// Whether it gives quantizers attributes, and not only switches them.
+    pub(crate) fn sets_attributes(&self) -> bool {
+        *self.cfg != Plain::None
+    }
+
+    /// Whether it makes several stages of a quantizer.
+    pub(crate) fn is_sequence(&self) -> bool {
+        matches!(self.cfg, Plain::List(_) | Plain::Tuple(_))
+    }
+
+    /// Whether it is about the quantizer `name` of a module of this class.
+    pub(crate) fn matches(&self, name: &str, class: &str) -> bool {
+        Glob::new(self.quantizer_name).matches_quantizer(name) && self.parent_class.is_none_or(|parent| parent == class)
+    }
 }
 
 impl Record {
