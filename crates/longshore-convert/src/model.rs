@@ -6,6 +6,7 @@ use crate::config::{ModelConfig, hf, json, megatron, run_config};
 use crate::manifest::{self, Manifest};
 use crate::options::{NormKeys, SpecName};
 use crate::plan::{Note, NoteKind};
+use crate::quantized::state::groups_experts;
 use crate::{Error, Result};
 use longshore_ckpt::error::ParseError;
 use longshore_ckpt::{Catalog, Format, fs};
@@ -181,9 +182,9 @@ pub fn spec(catalog: &Catalog) -> SpecName {
     let keys = spec_keys(catalog);
     let arguments = catalog.common.as_ref().map(|common| megatron::Args::from_common(common.root()));
     let local = arguments.as_ref().and_then(|a| a.get("transformer_impl")).map(|name| name.to_string() == "local");
-    // Grouped experts share the quantizer of their input.
-    let shares = catalog.tensors.keys().any(|k| k.contains(".experts.experts.linear_fc"));
-    let is_local = local.unwrap_or(keys.norms == NormKeys::Separate || (keys.single_experts && !shares));
+    // Of experts with a tensor each, those with quantizers say whether they were one module.
+    let grouped = || !keys.single_experts || groups_experts(catalog).unwrap_or(false);
+    let is_local = local.unwrap_or_else(|| keys.norms == NormKeys::Separate || !grouped());
     if is_local { SpecName::Local } else { SpecName::Te }
 }
 

@@ -65,6 +65,13 @@ pub struct KvQuantizers {
 }
 
 impl KvQuantizers {
+    /// Those of the attention layer `index`.
+    fn new(index: usize, attributes: [Vec<Attributes>; 3], schemes: [Option<Scheme>; 3]) -> Self {
+        let hf = |p: &str| format!("backbone.layers.{index}.mixer.{p}");
+        let module = format!("decoder.layers.{index}.self_attention.core_attention");
+        Self { module, hf_k: hf("k_proj"), hf_v: hf("v_proj"), attributes, schemes }
+    }
+
     /// The weight of the linear that makes them.
     fn qkv_weight(&self) -> String {
         self.module.replace(".core_attention", ".linear_qkv.weight")
@@ -102,7 +109,7 @@ pub struct Quantization {
     pub naming: Naming,
     /// All linears that could be quantized, in the order of the layers.
     pub linears: Vec<QuantLinear>,
-    /// The attention layers whose queries, keys or values are quantized.
+    /// The attention layers whose queries, keys and values have quantizers, be they on or off.
     pub kv: Vec<KvQuantizers>,
     /// Patterns that matched nothing, and other things worth knowing.
     pub warnings: Vec<String>,

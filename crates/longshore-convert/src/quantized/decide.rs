@@ -233,6 +233,5 @@ fn decide_kv<'a>(
     if schemes.iter().all(Option::is_none) && naming == Naming::HuggingFace {
         return Ok(None);
     }
-    let hf = |p: &str| format!("backbone.layers.{}.mixer.{p}", layer.index);
-    Ok(Some(KvQuantizers { hf_k: hf("k_proj"), hf_v: hf("v_proj"), module: module.clone(), attributes, schemes }))
+    Ok(Some(KvQuantizers::new(layer.index, attributes, schemes)))
 }

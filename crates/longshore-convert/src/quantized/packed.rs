@@ -390,17 +390,10 @@ impl Reader<'_> {
         if k.is_none() && v.is_none() {
             return Ok(None);
         }
-        let module = format!("decoder.layers.{index}.self_attention.core_attention");
         let fp8 = Scheme::Fp8(Granularity::Tensor);
-        calibrated.kv.insert(module.clone(), [None, k.map(|s| s * 448.0), v.map(|s| s * 448.0)]);
-        let schemes = [None, k.map(|_| fp8), v.map(|_| fp8)];
-        Ok(Some(KvQuantizers {
-            module,
-            hf_k: hf("k_proj"),
-            hf_v: hf("v_proj"),
-            attributes: [Vec::new(), Vec::new(), Vec::new()],
-            schemes,
-        }))
+        let kv = KvQuantizers::new(index, Default::default(), [None, k.map(|_| fp8), v.map(|_| fp8)]);
+        calibrated.kv.insert(kv.module.clone(), [None, k.map(|s| s * 448.0), v.map(|s| s * 448.0)]);
+        Ok(Some(kv))
     }
 }
 

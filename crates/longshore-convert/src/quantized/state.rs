@@ -15,8 +15,8 @@ pub mod read;
 pub mod record;
 pub mod write;
 
-pub(crate) use read::stored_values;
 pub use read::{QuantizerStates, Stage, StoredTensor};
+pub(crate) use read::{groups_experts, stored_values};
 pub use record::Record;
 pub use write::{StageState, extra_state};
 

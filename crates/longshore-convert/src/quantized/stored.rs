@@ -13,7 +13,7 @@ use longshore_quant::{Attributes, Scheme};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// The quantizers of a torch_dist checkpoint.
+/// The quantizers of a torch_dist checkpoint, and what stores them.
 pub(crate) struct StoredQuantizers {
     /// What they do.
     pub quantization: Quantization,
@@ -134,15 +134,16 @@ impl Reader<'_> {
         for ((scheme, name), stages) in schemes.iter_mut().zip(&names).zip(stages) {
             *scheme = self.schemes(&format!("{module}.{name}"), stages).first().copied();
         }
-        if schemes.iter().all(Option::is_none) {
+        // The attention core of the Transformer Engine has a state even where nothing of it is quantized.
+        if stages.iter().all(|stages| stages.is_empty()) {
             return None;
         }
         let amax = stages.map(|stages| stages.iter().find_map(first_amax));
-        self.calibrated.kv.insert(module.clone(), amax);
+        if amax.iter().any(Option::is_some) {
+            self.calibrated.kv.insert(module, amax);
+        }
         let of = |stages: &[Stage]| -> Vec<Attributes> { stages.iter().map(|s| s.attributes.clone()).collect() };
-        let hf = |p: &str| format!("backbone.layers.{index}.mixer.{p}");
-        let (hf_k, hf_v, attributes) = (hf("k_proj"), hf("v_proj"), stages.map(of));
-        Some(KvQuantizers { module, hf_k, hf_v, attributes, schemes })
+        Some(KvQuantizers::new(index, stages.map(of), schemes))
     }
 
     /// Quantizers of other modules: whoever reads the checkpoint would leave out what they do.

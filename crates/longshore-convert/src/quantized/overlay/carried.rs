@@ -12,7 +12,7 @@ use crate::quantized::linear::{Linear, Naming, Role};
 use crate::quantized::state::record::RecordedEntry;
 use crate::quantized::state::{QuantizerStates, Stage, StoredTensor};
 use crate::quantized::stored::StoredQuantizers;
-use crate::quantized::{QuantLinear, Quantization};
+use crate::quantized::{KvQuantizers, QuantLinear, Quantization};
 use crate::region::Region;
 use crate::resolve::{Part, Recipe};
 use longshore_quant::Attributes;
@@ -30,7 +30,7 @@ pub(crate) fn carried(
     let old = &stored.quantization;
     let is_left_out = |q: &QuantLinear| !weights.contains_key(&q.linear.module) && !q.linear.is_output_layer;
     let linears = old.linears.iter().filter(|q| !is_left_out(q)).cloned().collect();
-    let new = Quantization { naming, linears, kv: old.kv.clone(), warnings: Vec::new() };
+    let new = Quantization { naming, linears, kv: attention(old, &weights), warnings: Vec::new() };
     let mut carrier = Carrier { old, new: &new, states: &stored.states, added: BTreeMap::new(), problems: Vec::new() };
     carrier.sequences();
     let mut groups: BTreeMap<String, &QuantLinear> = BTreeMap::new();
@@ -60,6 +60,24 @@ pub(crate) fn carried(
     let Carrier { added, problems, .. } = carrier;
     recipes.extend(added.into_values());
     if problems.is_empty() { Ok(new) } else { Err(problems) }
+}
+
+/// The quantizers of all attention layers: off where the checkpoint has none, whose attention core then was not the
+/// Transformer Engine's. Models with that core refuse a checkpoint without its state.
+fn attention(old: &Quantization, weights: &BTreeMap<String, Vec<usize>>) -> Vec<KvQuantizers> {
+    let mut all = old.kv.clone();
+    let index = |module: &String| {
+        let layer = module.strip_prefix("decoder.layers.")?.strip_suffix(".self_attention.linear_qkv")?;
+        layer.parse::<usize>().ok()
+    };
+    for index in weights.keys().filter_map(index) {
+        let off = [(); 3].map(|()| vec![Attributes { enable: false, ..Attributes::default() }]);
+        let kv = KvQuantizers::new(index, off, [None; 3]);
+        if !all.iter().any(|other| other.module == kv.module) {
+            all.push(kv);
+        }
+    }
+    all
 }
 
 /// The tensors of a linear's weight.

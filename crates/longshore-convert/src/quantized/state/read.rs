@@ -344,19 +344,43 @@ fn numbered(name: &str) -> Option<(&str, Vec<usize>)> {
     name.ends_with("_quantizer").then_some((name, numbers))
 }
 
-/// The stages in order, of the one expert where it is grouped with others.
+/// Whether the numbers, of which there are `depth`, begin with that of an expert.
 ///
 /// `weight_quantizer.0` and `.1` may be two stages or two experts. Experts of a group all do the same and a sequence of
-/// two equal stages makes no sense, so that this tells them apart. A group holds the experts of one rank, each rank's
+/// two equal stages makes no sense, so that this tells them apart.
+fn is_grouped(states: &Numbered, depth: usize) -> bool {
+    let same = || states.values().all(|state| Some(&state.attributes) == states.values().next().map(|s| &s.attributes));
+    depth == 2 || (depth == 1 && same())
+}
+
+/// Whether the experts of a checkpoint with quantizers were one module; `None` where no state tells.
+pub(crate) fn groups_experts(catalog: &Catalog) -> Option<bool> {
+    let is_expert = |key: &&String| module_of(key).is_some_and(|module| expert_of(&module).is_some());
+    let mut files = OpenFiles::new(catalog);
+    catalog.objects.keys().filter(is_expert).find_map(|key| {
+        let extent = catalog.objects[key];
+        let ExtraState::Pickled(pickle) = torch_dist::read_extra_state(files.get(extent.file).ok()?, extent).ok()?
+        else {
+            return None;
+        };
+        let states = pickle.root().get("modelopt_quantizer_state").and_then(View::entries)?;
+        let weights = states.take(MAX_QUANTIZERS).filter_map(|(name, state)| {
+            let (name, numbers) = numbered(name.as_str()?)?;
+            (name == "weight_quantizer").then(|| Some((numbers, attributes::state(state).ok()?)))?
+        });
+        let weights: Numbered = weights.collect();
+        Some(is_grouped(&weights, weights.keys().next()?.len()))
+    })
+}
+
+/// The stages in order, of the one expert where it is grouped with others. A group holds the experts of one rank, each rank's
 /// from 0, hence the remainder.
 fn in_sequence(states: Numbered, expert: Option<usize>) -> Option<Vec<State>> {
     let depth = states.keys().next()?.len();
     if states.keys().any(|numbers| numbers.len() != depth) {
         return None;
     }
-    let same = || states.values().all(|state| Some(&state.attributes) == states.values().next().map(|s| &s.attributes));
-    let grouped = expert.filter(|_| depth == 2 || (depth == 1 && same()));
-    let Some(expert) = grouped else {
+    let Some(expert) = expert.filter(|_| is_grouped(&states, depth)) else {
         let counted = states.keys().enumerate().all(|(i, numbers)| numbers.is_empty() || *numbers == [i]);
         return (depth < 2 && counted).then(|| states.into_values().collect());
     };

@@ -7,6 +7,8 @@ use longshore_ckpt::torch_dist::metadata_json;
 use longshore_ckpt::torch_dist::pickle::{Plain, dump};
 use longshore_ckpt::{Catalog, Dtype, Rect};
 use longshore_convert::Error;
+use longshore_convert::model::spec;
+use longshore_convert::options::SpecName;
 use longshore_convert::quantized::state::{QuantizerStates, Stage, StageState, extra_state};
 use longshore_quant::{Attributes, BlockSizes, NumBits};
 use tempfile::TempDir;
@@ -241,6 +243,25 @@ fn states_of_stacked_experts_are_those_of_each() {
     let read = checkpoint.read();
     assert!(!read.stages("decoder.layers.1.mlp.experts.experts.1.linear_fc2", "weight_quantizer")[0].attributes.enable);
     assert_eq!(read.modules.len(), 3);
+}
+
+#[test]
+fn without_arguments_the_states_of_experts_tell_the_spec() {
+    let spec_of = |quantizer: &str, stages: &[StageState<'_>]| {
+        let mut checkpoint = Checkpoint::default();
+        let expert = "decoder.layers.1.mlp.experts.experts.0.linear_fc1";
+        checkpoint.tensor("decoder.layers.0.mixer.in_proj.layer_norm_weight", &[1], &[1.0]);
+        checkpoint.tensor(&format!("{expert}.weight"), &[1, 1], &[1.0]);
+        checkpoint.state(expert, &extra_state(&[(quantizer, stages)], 1, Dtype::Bfloat16));
+        spec(&checkpoint.open().1)
+    };
+    let (one, other) = (fp8(), int4());
+    let stages = [stage(&other, &[]), stage(&one, &[])];
+    // The expert, the experts of a group, the stages of one expert, the stages of those of a group.
+    assert_eq!(spec_of("weight_quantizer", &stages[..1]), SpecName::Local);
+    assert_eq!(spec_of("weight_quantizer.0", &stages[..1]), SpecName::Te);
+    assert_eq!(spec_of("weight_quantizer", &stages), SpecName::Local);
+    assert_eq!(spec_of("weight_quantizer.0", &stages), SpecName::Te);
 }
 
 /// A linear `p` with an FP8 weight whose state says that there is an amax.
