@@ -24,6 +24,7 @@ One line per check; exit status 1 if one failed. SKIPPED is what Longshore canno
 import json
 import os
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -186,8 +187,7 @@ class Checks:
         name, *kv = config.split("+")
         kv = ["--kv-cache", kv[0].removesuffix("_KV_CFG").lower()] if kv else []
         fc2 = [] if "--fc2-amax" in options else ["--fc2-amax", "megatron"]
-        self.longshore("quantize", source, out, "--quant-cfg", name, *kv, "--calib", self.tokens, "--skip-generate", *fc2, *options)
-        return out
+        return self.longshore("quantize", source, out, "--quant-cfg", name, *kv, "--calib", self.tokens, "--skip-generate", *fc2, *options)
 
     def reference(self, hf, name, config, form="compute", *options):
         """What ModelOpt and Megatron save."""
@@ -214,6 +214,7 @@ class Checks:
             self.check(f"theirs   {label}", self.theirs, name, hf, config, theirs)
         if not f32:
             self.check(f"again    {label}", self.again, name, hf, config, ours, unified)
+        self.check(f"listed   {label}", self.listed, hf, config, ["--spec", "local"], theirs)
         self.check(f"logits   {label}", self.restore, ours, hf, "compute", "--like", theirs)
         if f32:
             self.check(f"engine   {label}", self.engine, hf, theirs, "before")
@@ -353,11 +354,26 @@ class Checks:
             where = "".join(str(x).removeprefix("--") for x in layout)
             self.check(f"restore  {label} {where}", self.restore, ours, hf, form, *layout, *like)
         if name == "moe":
+            self.check(f"listed   {label}", self.listed, hf, config, spec, theirs)
             self.check(f"recut    {label}", self.recut, label, hf, form, spec, theirs)
         if "KV" in config and form == "te":
             key = next(x for x in Checkpoint(ours).tensors if x.endswith("k_bmm_quantizer._amax"))
             bad = checks.damaged(ours, self.path("damaged", label.replace(" ", "-")), key, None)
             self.wrong(f"no amax of keys, {label}", self.restore, bad, hf, form)
+
+    def listed(self, hf, config, spec, theirs):
+        """The list that `--reference-output` prints against ModelOpt's. Observed magnitudes are compared elsewhere."""
+        said = self.quantize(hf, self.path("listed", *theirs.split(os.sep)[-3:]), config, *spec, "--reference-output")
+        shown = lambda line: re.sub(r"amax=\d\S*", "amax=…", line) if not "weight_quantizer" in line else line
+        # The convolution is a module with quantizers, which are off, up to Megatron 0.16; MTP is not in its hybrid models.
+        rows = lambda text, skip: {shown(line) for line in text.splitlines() if "Quantizer(" in line and skip not in line}
+        mine = rows(said, "mtp.")
+        if "compute" in theirs.split(os.sep):       # a core without quantizers
+            mine = {line for line in mine if ".core_attention." not in line}
+        want = rows(open(os.path.join(theirs, ".quant_summary.txt")).read(), ".conv1d.")
+        if mine != want:
+            raise Failed(f"{len(mine - want)} lines are surplus and {len(want - mine)} are missing: {sorted(mine - want)[:1]} {sorted(want - mine)[:1]}")
+        return f"{len(mine)} lines equal"
 
     def recut(self, label, hf, form, spec, theirs):
         """What ModelOpt saved goes into the other spec, where ModelOpt restores it, and comes back as it was."""

@@ -134,6 +134,7 @@ def save(a):
         shutil.rmtree(a.out, ignore_errors=True)
         os.makedirs(os.path.join(a.out, "release"))
         json.dump(Q.summary(model), open(os.path.join(a.out, "quantizers.json"), "w"), indent=1)
+        mtq.print_quant_summary(model, a.out)
     after = logits(model) if computes else None
     if computes and rank == 0:
         save_file({"before": before.contiguous(), "after": after.contiguous()}, os.path.join(a.out, "logits.safetensors"))

@@ -6,7 +6,7 @@ pub mod megatron;
 mod pattern;
 pub mod pruned;
 pub mod release;
-pub(crate) mod run_config;
+pub mod run_config;
 mod stored;
 pub(crate) mod text;
 

@@ -20,6 +20,7 @@ pub(crate) use recut::recut;
 use crate::arch::{RuleRow, location};
 use crate::config::ModelConfig;
 use crate::gather::bands;
+use crate::options::Layout;
 use crate::quantized::{Calibrated, Quantization};
 use crate::resolve::{Recipe, is_float};
 use crate::{Error, Result, cast};
@@ -200,6 +201,9 @@ pub struct Summary {
     /// Those of what is written, where they are others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target_layers: Option<String>,
+    /// The layout, where it is smaller than the one that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lowered: Option<Layout>,
     /// Stored pieces of tensors.
     pub chunks: u64,
     /// Opaque objects.

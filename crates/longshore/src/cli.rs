@@ -234,6 +234,13 @@ pub(crate) struct WriteArgs {
     /// Rows of the vocabulary of a Hugging Face output, where a padded checkpoint does not say
     #[arg(long, value_name = "N", value_parser = positive())]
     pub(crate) vocab_size: Option<u64>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// How a result is written, whatever it is.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct OutputArgs {
     /// Largest data file, e.g. 5GB or 4GiB [default: 5GB for safetensors, by the model's size for torch_dist]
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
     pub(crate) max_file_size: Option<u64>,

@@ -8,7 +8,9 @@ mod cut;
 pub(crate) use cut::cut;
 
 use crate::cli::quantize::{Compat, QuantizeArgs};
-use crate::cli::{ConvertArgs, DtypeName, ExportArgs, MegatronArgs, MtpArg, Norms, Spec, Target, WriteArgs};
+use crate::cli::{
+    ConvertArgs, DtypeName, ExportArgs, MegatronArgs, MtpArg, Norms, OutputArgs, Spec, Target, WriteArgs,
+};
 use crate::error::UsageError;
 use crate::extra_args::{self, Expected, Extra, Job};
 use longshore_ckpt::{Catalog, Dtype, Format};
@@ -218,15 +220,14 @@ pub(crate) fn quantize(
     target: Target,
     stored: Option<StoredKeys>,
 ) -> Result<WriteOptions, UsageError> {
-    let write = WriteArgs {
-        base: args.engine.base.clone(),
+    let output = OutputArgs {
         max_file_size: args.output.max_file_size,
         threads: args.engine.threads,
         allow_unmapped: args.engine.allow_unmapped,
         force: args.output.force,
         dry_run: args.output.dry_run,
-        ..WriteArgs::default()
     };
+    let write = WriteArgs { base: args.engine.base.clone(), output, ..WriteArgs::default() };
     match target {
         Target::TorchDist => import_options(&args.megatron, &write, (env, Job::Quantize), stored, false),
         Target::Hf => {
@@ -339,13 +340,13 @@ fn import_options(
         iteration: c.pick("iteration", m.iteration.map(Some), None, None),
         core_attention_states: core_attention_states(c.pick("mcore", m.mcore.clone().map(Some), None, None))?,
         dequantize: c.pick("dequantize", dequantize.then_some(true), None, false),
-        allow_unmapped: c.pick("allow-unmapped", w.allow_unmapped.then_some(true), None, false),
+        allow_unmapped: c.pick("allow-unmapped", w.output.allow_unmapped.then_some(true), None, false),
         mtp: c.pick("mtp", w.prediction.mtp.map(mtp_choice), None, MtpChoice::Keep),
         base: c.pick("base", w.base.clone().map(Some), None, None),
-        max_file_size: c.pick("max-file-size", w.max_file_size.map(Some), None, None),
+        max_file_size: c.pick("max-file-size", w.output.max_file_size.map(Some), None, None),
     };
     extra.unused.extend(ignored_variables(env, &[]));
-    Ok(c.finish(Direction::Import(options), w, extra))
+    Ok(c.finish(Direction::Import(options), &w.output, extra))
 }
 
 fn export_options(
@@ -364,12 +365,12 @@ fn export_options(
         mtp: c.pick("mtp", w.prediction.mtp.map(mtp_choice), None, MtpChoice::Keep),
         mtp_from_base: c.pick("mtp-from-base", w.prediction.mtp_from_base.then_some(true), None, false),
         vocab_size: c.pick("vocab-size", w.vocab_size.map(Some), None, None),
-        allow_unmapped: c.pick("allow-unmapped", w.allow_unmapped.then_some(true), None, false),
-        max_file_size: c.pick("max-file-size", w.max_file_size, None, HF_FILE_SIZE),
+        allow_unmapped: c.pick("allow-unmapped", w.output.allow_unmapped.then_some(true), None, false),
+        max_file_size: c.pick("max-file-size", w.output.max_file_size, None, HF_FILE_SIZE),
         compat_modelopt: c.pick("compat", compat.map(|_| true), None, false),
     };
     extra.unused.extend(ignored_variables(env, &["TP", "PP", "EP", "ETP"]));
-    Ok(c.finish(Direction::Export(options), w, extra))
+    Ok(c.finish(Direction::Export(options), &w.output, extra))
 }
 
 /// Picks values by precedence and remembers every choice.
@@ -413,7 +414,7 @@ impl Choices<'_> {
         self.pick("dtype", flag.map(dtype_choice), extra.dtype.map(DtypeChoice::Cast), DtypeChoice::Keep)
     }
 
-    fn finish<D>(mut self, direction: D, w: &WriteArgs, extra: Extra) -> WriteOptions<D> {
+    fn finish<D>(mut self, direction: D, w: &OutputArgs, extra: Extra) -> WriteOptions<D> {
         let origin = if w.threads.is_some() { Origin::Flag } else { Origin::Default };
         let threads = self.record("threads", threads(w.threads), origin);
         let force = self.pick("force", w.force.then_some(true), None, false);

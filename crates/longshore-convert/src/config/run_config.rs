@@ -25,7 +25,7 @@ const RENAMED: [(&str, &str); 4] = [
 ];
 
 /// What the file says of the model, and the Hugging Face repository that it came from.
-pub(crate) fn read(text: &str) -> Result<(Args, Option<String>), Problem> {
+pub fn read(text: &str) -> Result<(Args, Option<String>), Problem> {
     let problem = |field: String, what: String| Problem::Config { file: NAME.to_owned(), field, what };
     let parsed = documents(text, &Rc::from(NAME)).map_err(|error| match error {
         ConfigError::Recipe { line, what, .. } => problem(format!("line {line}"), what),

@@ -65,6 +65,7 @@ pub fn plan_cut(source: &Path, destination: &Path, options: &CutOptions) -> Resu
         casts_checked: false,
         notes,
         config: cut.config.clone(),
+        lowered: None,
         source_pattern: model.config.pattern(),
         mapping,
         catalog,

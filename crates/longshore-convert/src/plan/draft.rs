@@ -8,6 +8,7 @@ use crate::error::Problem;
 use crate::fingerprint::Fingerprint;
 use crate::manifest::Origin;
 use crate::mapping::Mapping;
+use crate::options::Layout;
 use crate::resolve::{Recipe, file_of};
 use longshore_ckpt::fs::{self, Identity, ReadFile};
 use longshore_ckpt::{Catalog, Dtype, Format};
@@ -24,6 +25,8 @@ pub(super) struct Draft<'a> {
     /// `release` or `iter_*` inside the destination, for torch_dist.
     pub(super) inner: Option<String>,
     pub(super) config: ModelConfig,
+    /// The layout, where it is smaller than the one that was asked for.
+    pub(super) lowered: Option<Layout>,
     /// The layers of the source in Megatron's letters.
     pub(super) source_pattern: String,
     pub(super) mapping: Mapping,
@@ -78,6 +81,7 @@ impl Draft<'_> {
             architecture: config.architecture.clone(),
             layers: layers_text(&self.source_pattern),
             target_layers: (config.pattern() != self.source_pattern).then(|| layers_text(&config.pattern())),
+            lowered: self.lowered,
             chunks: chunks as u64,
             objects: objects as u64,
             casts,

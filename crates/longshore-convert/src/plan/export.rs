@@ -150,6 +150,7 @@ fn plan(source: &Path, destination: &Path, options: &ExportOptions, quantized: O
         catalog,
         destination,
         inner: None,
+        lowered: None,
         source_pattern: config.pattern(),
         config,
         mapping,

@@ -50,6 +50,7 @@ fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: O
     }
     let (config, architecture) = (&opened.model.config, opened.model.architecture);
     let mut options = options.clone();
+    let asked = options.layout;
     let mut lowered = Vec::new();
     if let (true, Some(check)) = (options.lower_layout, architecture.check_layout) {
         (options.layout, lowered) = lower(config, options.layout, check);
@@ -160,6 +161,7 @@ fn plan(source: &Path, destination: &Path, options: &ImportOptions, quantized: O
         dtypes_unknown,
         casts_checked: false,
         notes,
+        lowered: (options.layout != asked).then_some(options.layout),
         source_pattern: config.pattern(),
         config: opened.model.config,
     };

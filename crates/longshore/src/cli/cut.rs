@@ -1,7 +1,6 @@
 //! Flags of `longshore cut`.
 
-use super::{MtpArg, positive};
-use crate::units;
+use super::{MtpArg, OutputArgs, positive};
 use clap::Args;
 use longshore_convert::Layers;
 use std::path::PathBuf;
@@ -24,27 +23,6 @@ pub(crate) struct CutArgs {
     /// Multi-token prediction: keep or drop [default: keep]
     #[arg(long, value_enum, value_name = "WHAT", hide_possible_values = true)]
     pub(crate) mtp: Option<MtpArg>,
-    #[command(flatten)]
-    pub(crate) write: CutWriteArgs,
-}
-
-/// As the other writing commands have them, without what changes values.
-#[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Writing")]
-pub(crate) struct CutWriteArgs {
-    /// Largest data file, e.g. 5GB or 4GiB [default: 5GB for safetensors, by the model's size for torch_dist]
-    #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
-    pub(crate) max_file_size: Option<u64>,
-    /// Threads [default: one per processor]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) threads: Option<u16>,
-    /// Leave out tensors that the architecture does not name; each is reported
-    #[arg(long)]
-    pub(crate) allow_unmapped: bool,
-    /// Replace what the destination holds, once the new is complete
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Print the plan and write nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
+    #[command(flatten, next_help_heading = "Writing")]
+    pub(crate) output: OutputArgs,
 }

@@ -44,7 +44,7 @@ pub(crate) fn run(command: &Command, env: &Env, report: &Report) -> Result<Answe
         }
         Command::Plan(args) => {
             let mut args = args.clone();
-            args.write.dry_run = true;
+            args.write.output.dry_run = true;
             convert::run(&args, env, report)
         }
         Command::Quantize(args) => quantize::run(args, env, report),

@@ -8,6 +8,7 @@ use crate::report::{Report, peak_memory, table};
 use crate::units::{bytes, count, counted, rate, seconds};
 use anyhow::Result;
 use longshore_ckpt::Format;
+use longshore_convert::options::Layout;
 use longshore_convert::plan::{NoteKind, Summary};
 use longshore_convert::run::{self, RunOptions, execute};
 use longshore_convert::{Error, Plan, plan_export, plan_import};
@@ -138,7 +139,7 @@ pub(super) fn source_line(summary: &Summary, paths: &Paths) -> String {
 pub(super) fn target_line<D>(summary: &Summary, paths: &Paths, options: &WriteOptions<D>) -> String {
     let side = &summary.target;
     let mut parts = vec![format_name(side.format).to_owned()];
-    parts.extend(shown_options(&options.choices));
+    parts.extend(shown_options(&options.choices, summary.lowered));
     parts.extend(summary.target_layers.clone());
     parts.push(counted(side.files, "file"));
     parts.push(match side.format {
@@ -153,8 +154,9 @@ pub(super) fn target_line<D>(summary: &Summary, paths: &Paths, options: &WriteOp
     parts.join(", ") + &to
 }
 
-/// The options that name the output: the spec always, others where they are not the default; variables are named.
-fn shown_options(choices: &[Choice]) -> Vec<String> {
+/// The options that name the output: the spec always, others where they are not the default; variables are named. Of a
+/// layout that was lowered, what it became.
+fn shown_options(choices: &[Choice], lowered: Option<Layout>) -> Vec<String> {
     const SHOWN: [&str; 11] = ["spec", "norms", "tp", "pp", "ep", "etp", "dtype", "base", "layers", "experts", "mtp"];
     let shown = |name: &str| {
         let choice = choices.iter().find(|choice| choice.name == name)?;
@@ -164,7 +166,20 @@ fn shown_options(choices: &[Choice]) -> Vec<String> {
             ("dtype", Value::String(_)) => "dtypes kept".to_owned(),
             ("dtype", cast) => cast.as_object().and_then(|cast| cast.values().next()).map(plain)?,
             ("mtp", value) => format!("MTP {}", if value == "drop" { "dropped" } else { "kept" }),
-            (_, value) => format!("{name} {}", plain(value)),
+            (_, value) => {
+                let asked = plain(value);
+                let size = lowered.and_then(|layout| match name {
+                    "tp" => Some(layout.tp),
+                    "pp" => Some(layout.pp),
+                    "ep" => Some(layout.ep),
+                    "etp" => Some(layout.etp),
+                    _ => None,
+                });
+                match size.map(|size| size.to_string()).filter(|size| *size != asked) {
+                    Some(size) => format!("{name} {size} for {asked}"),
+                    None => format!("{name} {asked}"),
+                }
+            }
         };
         match choice.origin {
             Origin::Default => (name == "spec").then_some(text),

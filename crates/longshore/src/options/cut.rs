@@ -1,14 +1,13 @@
 //! The options of `cut`.
 
 use super::{Choices, Env, WriteOptions, mtp_choice};
-use crate::cli::WriteArgs;
 use crate::cli::cut::CutArgs;
 use crate::extra_args::Extra;
 use longshore_convert::CutOptions;
 
 /// `cut`, resolved. No variable has a say in it.
 pub(crate) fn cut(args: &CutArgs, env: &Env) -> WriteOptions<CutOptions> {
-    let w = &args.write;
+    let w = &args.output;
     let mut c = Choices { env, list: Vec::new() };
     let shown = args.layers.as_ref().map(ToString::to_string);
     c.pick("layers", shown.map(Some), None, None);
@@ -19,6 +18,5 @@ pub(crate) fn cut(args: &CutArgs, env: &Env) -> WriteOptions<CutOptions> {
         allow_unmapped: c.pick("allow-unmapped", w.allow_unmapped.then_some(true), None, false),
         max_file_size: c.pick("max-file-size", w.max_file_size.map(Some), None, None),
     };
-    let write = WriteArgs { threads: w.threads, force: w.force, dry_run: w.dry_run, ..WriteArgs::default() };
-    c.finish(options, &write, Extra::default())
+    c.finish(options, w, Extra::default())
 }

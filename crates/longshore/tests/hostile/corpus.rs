@@ -52,6 +52,7 @@ impl Corpus {
         crate::zips::make(&mut corpus);
         crate::hf::make(&mut corpus);
         crate::folders::make(&mut corpus);
+        crate::bridge::make(&mut corpus);
         corpus.found_by_fuzzing();
         corpus
     }
@@ -118,6 +119,9 @@ impl Corpus {
                     "item" => drop(crate::zips::item_entry(self, &name, &bytes)),
                     "safetensors" => fs::write(self.entry(&name).join("model.safetensors"), &bytes).unwrap(),
                     "config" => fs::write(self.sound_hf(&name).join("config.json"), &bytes).unwrap(),
+                    "run_config" => {
+                        fs::write(crate::bridge::folder(self, &name).join("run_config.yaml"), &bytes).unwrap();
+                    }
                     "manifest" => fs::write(self.sound_mc(&name).join("release/longshore.json"), &bytes).unwrap(),
                     other => panic!("tests/hostile/{other}: no such kind"),
                 }

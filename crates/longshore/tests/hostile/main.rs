@@ -1,12 +1,13 @@
 //! Hostile checkpoints: what a file can lie about, through the whole program.
 //!
-//! `pickles`, `tables`, `zips`, `hf`, `folders` make the corpus in a temporary folder, because much of it is large, sparse
+//! `pickles`, `tables`, `zips`, `hf`, `folders`, `bridge` make the corpus in a temporary folder, because much of it is large, sparse
 //! or no regular file; `tests/hostile/` in the root of the repository adds the inputs that fuzzing found, byte for byte.
 //! `known` says what is expected of each. Every command runs over every entry with little address space and time, and
 //! may answer, but never be killed, panic, run out of memory or execute a payload.
 
 #![expect(clippy::unwrap_used, reason = "a corpus that cannot be made is a failed test")]
 
+mod bridge;
 mod corpus;
 mod folders;
 mod hf;
@@ -20,13 +21,19 @@ use known::{HARMLESS, KNOWN, OPTIONS};
 use std::sync::Mutex;
 
 /// The commands that read a checkpoint. `@` is the entry, `@hf` and `@mc` are sound checkpoints of the same model.
-const COMMANDS: [&[&str]; 8] = [
+const COMMANDS: [&[&str]; 14] = [
     &["inspect", "@"],
     &["inspect", "--raw", "@"],
     &["inspect", "--json", "@"],
     &["verify", "--threads=2", "@"],
     &["convert", "--dry-run", "--threads=2", "@", "out"],
     &["export", "--dry-run", "--threads=2", "@", "out"],
+    &["convert", "--dry-run", "--threads=2", "--to=torch_dist", "--spec=local", "@", "out"],
+    &["cut", "--dry-run", "--threads=2", "--layers=0..1", "@", "out"],
+    &["inspect", "--structure", "@"],
+    &["doctor", "@"],
+    &["args", "@"],
+    &["fit", "--gpus=2x80G", "@"],
     &["diff", "--threads=2", "@", "@hf"],
     &["diff", "--threads=2", "@mc", "@"],
 ];
