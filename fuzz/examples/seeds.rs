@@ -159,9 +159,30 @@ fn configs() {
     let names = plain.replace("\"ME*-E\"", r#"["mamba","moe","attention","mlp","moe"]"#);
     put("hf_config", "names", names.replace("hybrid_override_pattern\":[", "layers_block_type\":["));
     put("hf_config", "slashes", plain.replace("ME*-E", "M|E*-E/*E"));
+    put("run_config", "nested", RUN_CONFIG);
     put("hf_config", "tagged", br#"{"time_step_limit": [0.0, {"__float__": "Infinity"}, NaN, -Infinity, 1e400]}"#);
     assert!(json::parse(plain.as_bytes()).is_ok());
 }
+
+/// Fields in both places where Megatron-Bridge has them, with an alias.
+const RUN_CONFIG: &str = r#"_target_: megatron.bridge.training.config.ConfigContainer
+model:
+  _target_: megatron.bridge.models.hybrid.hybrid_provider.HybridModelProvider
+  activation_func: &f
+    _target_: megatron.core.activations.squared_relu
+    _call_: false
+  transformer:
+    num_layers: 4
+    hidden_size: 64
+    num_moe_experts: 8
+    params_dtype: {_target_: torch.bfloat16, _call_: false}
+  hybrid_override_pattern: "ME*-"
+  share_embeddings_and_output_weights: false
+  layernorm_epsilon: 1.0e-05
+  mlp_func: *f
+  vocab_size: 256
+  hf_model_id: org/name
+"#;
 
 fn manifests() {
     let chunk = |offset, start, shape| manifest::Chunk { file: 0, offset, start, shape, crc32: 7 };
