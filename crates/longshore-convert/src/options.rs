@@ -1,4 +1,4 @@
-//! What a user can ask of a conversion. Every field is resolved: no option here means "default".
+//! What a user can ask of a conversion. Every field is resolved: none means "whatever is usual".
 
 use longshore_ckpt::Dtype;
 use serde::Serialize;
@@ -25,6 +25,16 @@ pub enum NormKeys {
     Separate,
 }
 
+impl NormKeys {
+    /// Those that a spec reads.
+    pub fn of(spec: SpecName) -> Self {
+        match spec {
+            SpecName::Te => Self::Fused,
+            SpecName::Local => Self::Separate,
+        }
+    }
+}
+
 /// Parallel sizes: `tp` cuts tensors, the others group files; all are stored in the arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Layout {
@@ -38,11 +48,19 @@ pub struct Layout {
     pub etp: u64,
 }
 
+impl Default for Layout {
+    /// One rank.
+    fn default() -> Self {
+        Self { tp: 1, pp: 1, ep: 1, etp: 1 }
+    }
+}
+
 /// The element type of the parameters in the output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DtypeChoice {
     /// As in the source.
+    #[default]
     Keep,
     /// Cast to this type, but for parameters that must stay float32.
     Cast(Dtype),
@@ -92,6 +110,27 @@ pub struct ImportOptions {
     pub max_file_size: Option<u64>,
 }
 
+impl ImportOptions {
+    /// Those of a spec where nobody says more: its own norms, one rank, everything as the source has it.
+    pub fn new(spec: SpecName) -> Self {
+        Self {
+            spec,
+            norms: NormKeys::of(spec),
+            layout: Layout::default(),
+            lower_layout: false,
+            dtype: DtypeChoice::Keep,
+            make_vocab_size_divisible_by: None,
+            iteration: None,
+            core_attention_states: false,
+            dequantize: false,
+            allow_unmapped: false,
+            mtp: MtpChoice::Keep,
+            base: None,
+            max_file_size: None,
+        }
+    }
+}
+
 /// Options of torch_dist → Hugging Face.
 #[derive(Clone, Debug, Serialize)]
 pub struct ExportOptions {
@@ -112,6 +151,22 @@ pub struct ExportOptions {
     pub max_file_size: u64,
     /// Reproduces known defects of ModelOpt's export of quantized checkpoints.
     pub compat_modelopt: bool,
+}
+
+impl Default for ExportOptions {
+    /// Everything as the source has it.
+    fn default() -> Self {
+        Self {
+            base: None,
+            dtype: DtypeChoice::Keep,
+            mtp: MtpChoice::Keep,
+            mtp_from_base: false,
+            vocab_size: None,
+            allow_unmapped: false,
+            max_file_size: HF_FILE_SIZE,
+            compat_modelopt: false,
+        }
+    }
 }
 
 /// Largest safetensors file in bytes where none is asked for, as in Hugging Face releases.

@@ -315,8 +315,7 @@ fn import_options(
     let spec = c.pick("spec", spec_flag.map(spec_name), extra.spec, stored.map_or(SpecName::Te, |keys| keys.spec));
     let own_norms = match stored {
         Some(keys) if keys.spec == spec => keys.norms,
-        _ if spec == SpecName::Te => NormKeys::Fused,
-        _ => NormKeys::Separate,
+        _ => NormKeys::of(spec),
     };
     let norms_flag = if m.export_te_mcore_model { Some(Norms::Fused) } else { m.norms };
     let norms = c.pick("norms", norms_flag.map(norm_keys), extra.norms, own_norms);

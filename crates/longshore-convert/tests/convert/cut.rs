@@ -3,14 +3,14 @@
 use crate::hf_folder::{self, Tensor, declared};
 use crate::properties::{Contents, any_bits, case, contents, tensors};
 use crate::random::Random;
-use crate::refusals::{export_options, import_options};
+use crate::refusals::import_options;
 use crate::shared_data::shared;
 use crate::snapshots::model;
 use longshore_ckpt::{Catalog, Dtype, torch_dist};
 use longshore_convert::config::megatron::Args;
 use longshore_convert::config::{LayerSpec, ModelConfig, json, release};
 use longshore_convert::diff::{DiffEntry, DiffOptions, Tolerance, diff};
-use longshore_convert::options::{CutOptions, ImportOptions, Layout, MtpChoice};
+use longshore_convert::options::{CutOptions, ExportOptions, ImportOptions, Layout, MtpChoice};
 use longshore_convert::plan::{Plan, plan_cut, plan_export, plan_import};
 use longshore_convert::progress::Silent;
 use longshore_convert::run::{RunOptions, execute};
@@ -130,7 +130,7 @@ proptest! {
         prop_assert_eq!(objects(&a), objects(&b));
 
         // The way back restores the dtypes too.
-        run(&plan_export(&at("mc-cut"), &at("back"), &export_options()).unwrap());
+        run(&plan_export(&at("mc-cut"), &at("back"), &ExportOptions::default()).unwrap());
         prop_assert!(contents(&at("cut")) == contents(&at("back")));
     }
 }
@@ -298,8 +298,7 @@ fn a_cut_of_megatrons_checkpoint_exports_as_the_cut_of_its_source() {
         let at = |name: &str| dir.path().join(name);
         run(&plan_cut(&golden.join("torch_dist").join(mc), &at("mc"), &options).unwrap());
         run(&plan_cut(&golden.join("hf").join(hf), &at("hf"), &options).unwrap());
-        let mut export = export_options();
-        export.base = Some(at("hf"));
+        let mut export = ExportOptions { base: Some(at("hf")), ..ExportOptions::default() };
         run(&plan_export(&at("mc"), &at("back"), &export).unwrap());
         assert_eq!(differences(&at("hf"), &at("back")), vec![], "{mc}");
         // Without any record of the dtypes the values decide, as for Megatron's own checkpoints.

@@ -6,7 +6,7 @@ use longshore_convert::arch::{self, SpecKeys};
 use longshore_convert::diff::{DiffEntry, DiffOptions, DiffReport, Difference, Tolerance, diff};
 use longshore_convert::mapping::{Declared, Mapping, Precision};
 use longshore_convert::model::Model;
-use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, MtpChoice, NormKeys, SpecName};
+use longshore_convert::options::{ExportOptions, ImportOptions, Layout, NormKeys, SpecName};
 use longshore_convert::plan::{plan_export, plan_import};
 use longshore_convert::progress::Silent;
 use longshore_convert::run::{RunOptions, execute};
@@ -191,16 +191,7 @@ fn an_export_of_megatrons_checkpoint_is_the_model_it_was_made_from() {
         let name = path.file_name().unwrap().to_str().unwrap();
         let base = source(&golden, name);
         let out = tempfile::tempdir().unwrap();
-        let options = ExportOptions {
-            base: Some(base.clone()),
-            dtype: DtypeChoice::Keep,
-            vocab_size: None,
-            allow_unmapped: false,
-            mtp: MtpChoice::Keep,
-            mtp_from_base: false,
-            max_file_size: 5_000_000_000,
-            compat_modelopt: false,
-        };
+        let options = ExportOptions { base: Some(base.clone()), ..ExportOptions::default() };
         let plan = plan_export(&path, &out.path().join("hf"), &options).unwrap();
         execute(&plan, &RunOptions { threads: 2, force: false }, &Silent).unwrap();
         check(name, &compared(&base, &out.path().join("hf")));
@@ -229,25 +220,12 @@ fn a_conversion_equals_the_checkpoint_that_megatron_wrote() {
         let name = path.file_name().unwrap().to_str().unwrap();
         let out = tempfile::tempdir().unwrap();
         let tp = if name.contains("tp2") { 2 } else { 1 };
-        let (spec, norms) = if name.contains("local") {
-            (SpecName::Local, NormKeys::Separate)
-        } else {
-            (SpecName::Te, NormKeys::Fused)
-        };
+        let spec = if name.contains("local") { SpecName::Local } else { SpecName::Te };
         let options = ImportOptions {
-            spec,
-            norms,
-            layout: Layout { tp, pp: 1, ep: 1, etp: 1 },
-            lower_layout: false,
-            dtype: DtypeChoice::Keep,
+            layout: Layout { tp, ..Layout::default() },
             make_vocab_size_divisible_by: Some(128),
-            iteration: None,
-            core_attention_states: false,
-            dequantize: false,
-            allow_unmapped: false,
-            mtp: MtpChoice::Keep,
-            base: None,
             max_file_size: Some(1 << 16),
+            ..ImportOptions::new(spec)
         };
         let plan = plan_import(&source(&golden, name), &out.path().join("mc"), &options).unwrap();
         execute(&plan, &RunOptions { threads: 2, force: false }, &Silent).unwrap();

@@ -1,11 +1,12 @@
 //! Llama models run and are not converted: what is read of them, and what every plan says.
 
 use crate::llama_folder;
-use crate::refusals::{export_options, import_options};
+use crate::refusals::import_options;
 use longshore_ckpt::{Catalog, Dtype, Rect};
 use longshore_convert::Error;
 use longshore_convert::config::release;
 use longshore_convert::diff::{DiffOptions, Tolerance, diff};
+use longshore_convert::options::ExportOptions;
 use longshore_convert::plan::{plan_export, plan_import};
 use longshore_convert::progress::Silent;
 use longshore_convert::run::{RunOptions, execute};
@@ -74,7 +75,7 @@ fn every_plan_refuses_it_and_nothing_is_written() {
         plan_import(&mc, &out, &longshore_convert::ImportOptions { base: base.clone(), ..import_options() }),
         &hf,
     );
-    is_refused(plan_export(&mc, &out, &longshore_convert::ExportOptions { base, ..export_options() }), &hf);
+    is_refused(plan_export(&mc, &out, &ExportOptions { base, ..ExportOptions::default() }), &hf);
     is_refused(Source::open(&mc, Some(&hf), false), &hf);
     let options = DiffOptions { glob: None, tolerance: Tolerance::Bits, threads: 1 };
     is_refused(diff(&hf, &mc, &options, &Silent), &hf);

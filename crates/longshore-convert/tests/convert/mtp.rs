@@ -4,7 +4,7 @@ use crate::cut::{cut_options, differences, run, write};
 use crate::hf_folder::declared;
 use crate::properties::contents;
 use crate::random::Random;
-use crate::refusals::{export_options, import_options};
+use crate::refusals::import_options;
 use crate::snapshots::{filters, model};
 use longshore_ckpt::{Catalog, Dtype};
 use longshore_convert::config::megatron::{Arg, Args};
@@ -96,7 +96,7 @@ fn what_is_dropped_is_told_and_neither_arguments_nor_config_say_it() {
 #[test]
 fn an_export_and_a_cut_drop_it_too() {
     let case = Case::new();
-    let export = ExportOptions { mtp: MtpChoice::Drop, ..export_options() };
+    let export = ExportOptions { mtp: MtpChoice::Drop, ..ExportOptions::default() };
     run(&plan_export(&case.path("mc"), &case.path("out"), &export).unwrap());
     assert_eq!(depth(&case.path("out")), Some(0));
     verified(&case.path("out"), &case.path("mc"));
@@ -125,7 +125,7 @@ fn a_config_that_promises_what_the_source_lacks_is_one_problem() {
     let out = case.path("out");
     assert_eq!(case.refusal(plan_import(&forgetful, &out, &import_options())), missing);
     assert_eq!(case.refusal(plan_cut(&forgetful, &out, &cut_options())), missing);
-    let export = ExportOptions { base: Some(case.path("hf")), ..export_options() };
+    let export = ExportOptions { base: Some(case.path("hf")), ..ExportOptions::default() };
     assert_eq!(case.refusal(plan_export(&case.bare(), &out, &export)), missing.replace("forgetful", "hf"));
     let plan = plan_import(&forgetful, &out, &drop_on_import()).unwrap();
     assert_eq!(told(&plan, NoteKind::Dropped), ["MTP: depth 2, 0 tensors, 0 bytes (--mtp drop)"]);
@@ -148,7 +148,7 @@ fn tensors_that_the_config_does_not_know_are_dropped_too() {
 #[test]
 fn a_base_lends_it_to_an_export() {
     let case = Case::new();
-    let export = ExportOptions { base: Some(case.path("hf")), mtp_from_base: true, ..export_options() };
+    let export = ExportOptions { base: Some(case.path("hf")), mtp_from_base: true, ..ExportOptions::default() };
     let plan = plan_export(&case.bare(), &case.path("out"), &export).unwrap();
     assert_eq!(plan.summary().source.files, 2, "the checkpoint's own");
     assert!(told(&plan, NoteKind::Warning)[0].contains("they are the base's, not the checkpoint's"));
@@ -167,7 +167,7 @@ fn a_base_lends_it_to_an_export() {
 fn a_base_that_cannot_lend_it_is_refused() {
     let case = Case::new();
     let (bare, out) = (case.bare(), case.path("out"));
-    let export = |base: Option<PathBuf>| ExportOptions { base, mtp_from_base: true, ..export_options() };
+    let export = |base: Option<PathBuf>| ExportOptions { base, mtp_from_base: true, ..ExportOptions::default() };
     let mut lines = vec![case.refusal(plan_export(&bare, &out, &export(None)))];
     lines.push(case.refusal(plan_export(&case.path("mc"), &out, &export(Some(case.path("hf"))))));
     lines.push(case.refusal(plan_export(&bare, &out, &export(Some(case.forgetful())))));

@@ -7,7 +7,7 @@ use longshore_convert::arch::{self, SpecKeys};
 use longshore_convert::config::{Activation, Attention, LayerSpec, Mamba, Mlp, ModelConfig, Moe, Mtp, release};
 use longshore_convert::content::content_hash;
 use longshore_convert::manifest;
-use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, MtpChoice, NormKeys, SpecName};
+use longshore_convert::options::{ExportOptions, ImportOptions, Layout, NormKeys, SpecName};
 use longshore_convert::plan::{plan_export, plan_import};
 use longshore_convert::progress::Silent;
 use longshore_convert::run::{RunOptions, execute};
@@ -90,19 +90,13 @@ pub(crate) fn import_options() -> impl Strategy<Value = ImportOptions> {
     let sizes = (prop::option::of(1u64..6), prop::option::of(Just(3)), prop::option::of(1u64..3000), any::<bool>());
     (spec_and_norms(), layout, sizes).prop_map(|((spec, norms), layout, (multiple, iteration, max_file_size, core))| {
         ImportOptions {
-            spec,
             norms,
             layout: Layout { etp: 1, ..layout },
-            lower_layout: false,
-            dtype: DtypeChoice::Keep,
             make_vocab_size_divisible_by: multiple,
             iteration,
             core_attention_states: core,
-            dequantize: false,
-            allow_unmapped: false,
-            mtp: MtpChoice::Keep,
-            base: None,
             max_file_size,
+            ..ImportOptions::new(spec)
         }
     })
 }
@@ -189,16 +183,7 @@ proptest! {
         prop_assert_eq!(verify(&mc, &checks, &Silent).unwrap().problems, vec![]);
         prop_assert_eq!(verify_against(&mc, &source, &checks, &Silent).unwrap().problems, vec![]);
 
-        let export = ExportOptions {
-            base: None,
-            dtype: DtypeChoice::Keep,
-            vocab_size: None,
-            allow_unmapped: false,
-            mtp: MtpChoice::Keep,
-            mtp_from_base: false,
-            max_file_size: 1 + seed % 3000,
-            compat_modelopt: false,
-        };
+        let export = ExportOptions { max_file_size: 1 + seed % 3000, ..ExportOptions::default() };
         execute(&plan_export(&mc, &back, &export).unwrap(), &run, &Silent).unwrap();
         prop_assert!(contents(&source) == contents(&back));
         prop_assert_eq!(std::fs::read(source.join("config.json")).unwrap(), std::fs::read(back.join("config.json")).unwrap());

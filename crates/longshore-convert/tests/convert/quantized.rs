@@ -3,7 +3,7 @@
 use crate::shared_data::shared;
 use longshore_ckpt::{Catalog, Dtype, Rect};
 use longshore_convert::model::Model;
-use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, MtpChoice, NormKeys, SpecName};
+use longshore_convert::options::{ExportOptions, ImportOptions, SpecName};
 use longshore_convert::plan::Quantized;
 use longshore_convert::progress::Silent;
 use longshore_convert::quantized::linear::Naming;
@@ -21,38 +21,6 @@ use std::path::{Path, PathBuf};
 fn golden() -> Option<(PathBuf, PathBuf)> {
     let folder = shared("golden/quant")?;
     Some((folder.join("tiny_hf/nemotron_h/base"), folder))
-}
-
-fn export_options() -> ExportOptions {
-    ExportOptions {
-        base: None,
-        dtype: DtypeChoice::Keep,
-        vocab_size: None,
-        allow_unmapped: false,
-        mtp: MtpChoice::Keep,
-        mtp_from_base: false,
-        max_file_size: 1 << 40,
-        compat_modelopt: false,
-    }
-}
-
-fn import_options(spec: SpecName) -> ImportOptions {
-    let norms = if spec == SpecName::Te { NormKeys::Fused } else { NormKeys::Separate };
-    ImportOptions {
-        spec,
-        norms,
-        layout: Layout { tp: 1, pp: 1, ep: 1, etp: 1 },
-        lower_layout: false,
-        dtype: DtypeChoice::Keep,
-        make_vocab_size_divisible_by: None,
-        iteration: None,
-        core_attention_states: false,
-        dequantize: false,
-        allow_unmapped: false,
-        mtp: MtpChoice::Keep,
-        base: None,
-        max_file_size: None,
-    }
 }
 
 fn run(plan: &Plan) {
@@ -104,7 +72,7 @@ fn megatrons_checkpoint_and_its_source_give_the_same_export() {
     let Some((base, folder)) = golden() else { return };
     let megatron = folder.join("megatron_nemotronh_fp8");
     let out = tempfile::tempdir().unwrap();
-    let options = ExportOptions { base: Some(base.clone()), ..export_options() };
+    let options = ExportOptions { base: Some(base.clone()), ..ExportOptions::default() };
     run(&plan_export(&megatron, &out.path().join("stored"), &options).unwrap());
 
     let config = QuantConfig::named("FP8_DEFAULT_CFG").unwrap();
@@ -115,7 +83,7 @@ fn megatrons_checkpoint_and_its_source_give_the_same_export() {
     let inputs = quantized.map(|q| (q.linear.module.clone(), amax(&format!("{}.input_quantizer", q.linear.module))));
     let calibrated = Calibrated { inputs: inputs.collect(), ..Calibrated::default() };
     let quantized = Quantized { quantization: &quantization, calibrated: &calibrated, config: &config };
-    run(&plan_quantized_export(&base, &out.path().join("own"), &export_options(), &quantized).unwrap());
+    run(&plan_quantized_export(&base, &out.path().join("own"), &ExportOptions::default(), &quantized).unwrap());
 
     let (a, b) = (tensors(&out.path().join("stored")), tensors(&out.path().join("own")));
     assert_eq!(a.len(), 115, "names of ModelOpt's export");
@@ -159,7 +127,7 @@ fn a_mixture_of_formats_is_modelopts_byte_for_byte() {
     }
     let out = tempfile::tempdir().unwrap();
     let quantized = Quantized { quantization: &quantization, calibrated: &calibrated, config: &config };
-    run(&plan_quantized_export(&base, &out.path().join("hf"), &export_options(), &quantized).unwrap());
+    run(&plan_quantized_export(&base, &out.path().join("hf"), &ExportOptions::default(), &quantized).unwrap());
     let (ours, theirs) = (tensors(&out.path().join("hf")), tensors(&folder.join("export")));
     assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
     // Scales of inputs have the shape of the Megatron export, `[1]`, and here that of the other, `[]`.
@@ -199,7 +167,7 @@ fn what_is_written_for_megatron_is_read_back() {
         }
         let out = tempfile::tempdir().unwrap();
         let quantized = Quantized { quantization: &quantization, calibrated: &calibrated, config: &config };
-        let plan = plan_quantized_import(&base, &out.path().join("mc"), &import_options(spec), &quantized).unwrap();
+        let plan = plan_quantized_import(&base, &out.path().join("mc"), &ImportOptions::new(spec), &quantized).unwrap();
         run(&plan);
         let source = Source::open(&out.path().join("mc"), None, false).unwrap();
         let (read, found) = source.quantized.as_ref().unwrap();
@@ -241,7 +209,7 @@ fn packed(base: &Path, name: &str, destination: &Path) {
     let calibrated =
         Calibrated { inputs: inputs.map(|q| (q.linear.module.clone(), 7.0)).collect(), ..Calibrated::default() };
     let quantized = Quantized { quantization: &quantization, calibrated: &calibrated, config: &config };
-    run(&plan_quantized_export(base, destination, &export_options(), &quantized).unwrap());
+    run(&plan_quantized_export(base, destination, &ExportOptions::default(), &quantized).unwrap());
 }
 
 #[test]
@@ -299,11 +267,11 @@ fn dequantizing_is_asked_for_and_exact() {
     let out = tempfile::tempdir().unwrap();
     let hf = out.path().join("hf");
     packed(&base, "FP8_DEFAULT_CFG", &hf);
-    let refused = plan_import(&hf, &out.path().join("mc"), &import_options(SpecName::Te)).unwrap_err();
+    let refused = plan_import(&hf, &out.path().join("mc"), &ImportOptions::new(SpecName::Te)).unwrap_err();
     assert!(refused.to_string().contains("--dequantize"), "{refused}");
-    let options = ImportOptions { dequantize: true, ..import_options(SpecName::Te) };
+    let options = ImportOptions { dequantize: true, ..ImportOptions::new(SpecName::Te) };
     run(&plan_import(&hf, &out.path().join("mc"), &options).unwrap());
-    run(&plan_export(&out.path().join("mc"), &out.path().join("back"), &export_options()).unwrap());
+    run(&plan_export(&out.path().join("mc"), &out.path().join("back"), &ExportOptions::default()).unwrap());
     let (packed, back) = (tensors(&hf), tensors(&out.path().join("back")));
     for name in ["backbone.layers.0.mixer.in_proj.weight", "backbone.layers.5.mixer.experts.3.down_proj.weight"] {
         let (_, shape, weight) = &packed[name];
@@ -335,10 +303,15 @@ fn what_cannot_be_quantized_is_refused_before_anything_is_written() {
     let config = QuantConfig::named("FP8_DEFAULT_CFG").unwrap();
     let (quantization, calibrated) = (decide(&base, Naming::HuggingFace, &config), Calibrated::default());
     let quantized = Quantized { quantization: &quantization, calibrated: &calibrated, config: &config };
-    let again = plan_quantized_export(&out.path().join("hf"), &out.path().join("x"), &export_options(), &quantized);
-    assert!(again.unwrap_err().to_string().contains("quantized already"));
     let again =
-        plan_quantized_import(&out.path().join("hf"), &out.path().join("x"), &import_options(SpecName::Te), &quantized);
+        plan_quantized_export(&out.path().join("hf"), &out.path().join("x"), &ExportOptions::default(), &quantized);
+    assert!(again.unwrap_err().to_string().contains("quantized already"));
+    let again = plan_quantized_import(
+        &out.path().join("hf"),
+        &out.path().join("x"),
+        &ImportOptions::new(SpecName::Te),
+        &quantized,
+    );
     assert!(again.unwrap_err().to_string().contains("quantized already"));
     // A weight that is not a number: the tensor is named, and nothing is published.
     let broken = out.path().join("broken");
@@ -351,7 +324,7 @@ fn what_cannot_be_quantized_is_refused_before_anything_is_written() {
     let mut bytes = std::fs::read(broken.join("model.safetensors")).unwrap();
     bytes[offset + 10..offset + 12].copy_from_slice(&[0xc0, 0x7f]);
     std::fs::write(broken.join("model.safetensors"), bytes).unwrap();
-    let plan = plan_quantized_export(&broken, &out.path().join("y"), &export_options(), &quantized).unwrap();
+    let plan = plan_quantized_export(&broken, &out.path().join("y"), &ExportOptions::default(), &quantized).unwrap();
     let error = execute(&plan, &RunOptions { threads: 2, force: false }, &Silent).unwrap_err();
     assert_eq!(
         problems(error),

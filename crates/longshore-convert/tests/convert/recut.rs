@@ -4,7 +4,7 @@ use crate::shared_data::shared;
 use longshore_ckpt::{Catalog, Dtype};
 use longshore_convert::diff::{DiffOptions, Tolerance, diff};
 use longshore_convert::model::Model;
-use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, MtpChoice, NormKeys, SpecName};
+use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, SpecName};
 use longshore_convert::plan::Quantized;
 use longshore_convert::progress::Silent;
 use longshore_convert::quantized::linear::Naming;
@@ -16,22 +16,7 @@ use longshore_quant::config::QuantConfig;
 use std::path::{Path, PathBuf};
 
 fn options(spec: SpecName, tp: u64, pp: u64) -> ImportOptions {
-    let norms = if spec == SpecName::Te { NormKeys::Fused } else { NormKeys::Separate };
-    ImportOptions {
-        spec,
-        norms,
-        layout: Layout { tp, pp, ep: 1, etp: tp },
-        lower_layout: false,
-        dtype: DtypeChoice::Keep,
-        make_vocab_size_divisible_by: None,
-        iteration: None,
-        core_attention_states: false,
-        dequantize: false,
-        allow_unmapped: false,
-        mtp: MtpChoice::Keep,
-        base: None,
-        max_file_size: None,
-    }
+    ImportOptions { layout: Layout { tp, pp, ep: 1, etp: tp }, ..ImportOptions::new(spec) }
 }
 
 fn run(plan: &Plan) {
@@ -43,17 +28,7 @@ fn recut(source: &Path, destination: &Path, options: &ImportOptions) {
 }
 
 fn export(source: &Path, destination: &Path) {
-    let options = ExportOptions {
-        base: None,
-        dtype: DtypeChoice::Keep,
-        vocab_size: None,
-        allow_unmapped: false,
-        mtp: MtpChoice::Keep,
-        mtp_from_base: false,
-        max_file_size: 1 << 40,
-        compat_modelopt: false,
-    };
-    run(&plan_export(source, destination, &options).unwrap());
+    run(&plan_export(source, destination, &ExportOptions::default()).unwrap());
 }
 
 /// Whether two checkpoints have the same tensors; says how they differ.

@@ -6,7 +6,7 @@ use crate::snapshots::{filters, model};
 use longshore_ckpt::Dtype;
 use longshore_convert::config::{ModelConfig, release};
 use longshore_convert::diff::{DiffOptions, Difference, Tolerance, diff};
-use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, MtpChoice, NormKeys, SpecName};
+use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, SpecName};
 use longshore_convert::plan::{Plan, plan_export, plan_import};
 use longshore_convert::progress::Silent;
 use longshore_convert::run::{RunOptions, execute};
@@ -21,35 +21,7 @@ struct Case {
 }
 
 pub(crate) fn import_options() -> ImportOptions {
-    ImportOptions {
-        spec: SpecName::Te,
-        norms: NormKeys::Fused,
-        layout: Layout { tp: 1, pp: 1, ep: 1, etp: 1 },
-        lower_layout: false,
-        dtype: DtypeChoice::Keep,
-        make_vocab_size_divisible_by: None,
-        iteration: None,
-        core_attention_states: false,
-        dequantize: false,
-        allow_unmapped: false,
-        mtp: MtpChoice::Keep,
-        base: None,
-        max_file_size: None,
-    }
-}
-
-pub(crate) fn export_options() -> ExportOptions {
-    let dtype = DtypeChoice::Keep;
-    ExportOptions {
-        base: None,
-        dtype,
-        vocab_size: None,
-        allow_unmapped: false,
-        mtp: MtpChoice::Keep,
-        mtp_from_base: false,
-        max_file_size: 1 << 30,
-        compat_modelopt: false,
-    }
+    ImportOptions::new(SpecName::Te)
 }
 
 impl Case {
@@ -235,13 +207,13 @@ fn export_refusal(case: &Case, options: &ExportOptions) -> String {
 fn rows_past_the_vocabulary_must_be_zero() {
     let case = converted(&import_options());
     let vocab_size = Some(case.config.vocab_size - 2);
-    snapshot!(export_refusal(&case, &ExportOptions { vocab_size, ..export_options() }));
+    snapshot!(export_refusal(&case, &ExportOptions { vocab_size, ..ExportOptions::default() }));
 }
 
 #[test]
 fn padding_comes_off_again() {
     let case = converted(&ImportOptions { make_vocab_size_divisible_by: Some(100), ..import_options() });
-    let plan = plan_export(&case.path("mc"), &case.path("out"), &export_options()).unwrap();
+    let plan = plan_export(&case.path("mc"), &case.path("out"), &ExportOptions::default()).unwrap();
     let embedding = plan.tensors().into_iter().find(|row| row.name == "backbone.embeddings.weight").unwrap();
     assert_eq!(embedding.shape, [case.config.vocab_size, case.config.hidden_size]);
 }
@@ -252,7 +224,7 @@ fn every_chunk_that_is_damaged_is_named() {
     let path = case.path("mc/release/__1_0.distcp");
     let len = std::fs::metadata(&path).unwrap().len();
     std::fs::write(&path, vec![0; len as usize]).unwrap();
-    snapshot!(export_refusal(&case, &export_options()));
+    snapshot!(export_refusal(&case, &ExportOptions::default()));
 }
 
 #[test]
@@ -263,7 +235,7 @@ fn the_base_of_another_model_is_refused() {
     other.tensors = declared(&other.config, Dtype::Bfloat16);
     other.write_in_shards(u64::MAX);
     let base = Some(other.path("hf"));
-    let error = export_refusal(&case, &ExportOptions { base, ..export_options() });
+    let error = export_refusal(&case, &ExportOptions { base, ..ExportOptions::default() });
     let shapes = error.lines().filter(|line| line.trim_start().starts_with("shape")).count();
     assert!(shapes > 20, "{error}");
 }

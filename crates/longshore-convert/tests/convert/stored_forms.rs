@@ -3,7 +3,7 @@
 
 use crate::hf_folder::{self, Tensor, declared};
 use crate::random::Random;
-use crate::refusals::{export_options, import_options};
+use crate::refusals::import_options;
 use crate::snapshots;
 use longshore_ckpt::fs::ReadFile;
 use longshore_ckpt::torch_dist::item::{Frame, empty_extra_state, object_item};
@@ -14,7 +14,7 @@ use longshore_ckpt::{Catalog, Dtype, Rect};
 use longshore_convert::config::{LayerSpec, ModelConfig, release};
 use longshore_convert::diff::{DiffOptions, Tolerance, diff};
 use longshore_convert::model::{Model, spec, spec_keys};
-use longshore_convert::options::{ImportOptions, NormKeys, SpecName};
+use longshore_convert::options::{ExportOptions, ImportOptions, NormKeys, SpecName};
 use longshore_convert::plan::{Plan, plan_export, plan_import};
 use longshore_convert::progress::Silent;
 use longshore_convert::run::{RunOptions, execute};
@@ -59,7 +59,7 @@ impl Case {
     /// The notes of an export of `source`, which must give the model's tensors.
     fn export(&self, source: &str, base: Option<&Path>) -> Vec<String> {
         let out = self.path("out");
-        let options = longshore_convert::ExportOptions { base: base.map(Path::to_owned), ..export_options() };
+        let options = ExportOptions { base: base.map(Path::to_owned), ..ExportOptions::default() };
         let plan = plan_export(&self.path(source), &out, &options).unwrap();
         run(&plan);
         assert_eq!(differences(&self.path("hf"), &out), Vec::<String>::new());
@@ -284,7 +284,8 @@ fn a_link_among_the_tokenizers_files_is_refused() {
     let inner = write_bridge(&case, "bridge");
     fs::remove_file(inner.join("tokenizer/tokenizer.json")).unwrap();
     std::os::unix::fs::symlink("/etc/passwd", inner.join("tokenizer/tokenizer.json")).unwrap();
-    let error = plan_export(&case.path("bridge"), &case.path("out"), &export_options()).unwrap_err().to_string();
+    let error =
+        plan_export(&case.path("bridge"), &case.path("out"), &ExportOptions::default()).unwrap_err().to_string();
     assert!(error.contains("a symbolic link inside a checkpoint"), "{error}");
 }
 
@@ -295,7 +296,7 @@ fn a_run_config_that_contradicts_the_tensors_or_is_none_is_refused() {
     let good = run_config(&case.config);
     let said = |text: &[u8]| {
         fs::write(inner.join("run_config.yaml"), text).unwrap();
-        match plan_export(&case.path("bridge"), &case.path("out"), &export_options()) {
+        match plan_export(&case.path("bridge"), &case.path("out"), &ExportOptions::default()) {
             Err(error) => error.to_string(),
             Ok(_) => "accepted".into(),
         }
@@ -348,7 +349,7 @@ fn a_prefix_that_some_keys_lack_stays() {
     let catalog = Catalog::open(&case.path("weights")).unwrap();
     assert_eq!(catalog.prefix, None);
     assert!(catalog.tensors.contains_key("module.embedding.word_embeddings.weight"));
-    let options = longshore_convert::ExportOptions { base: Some(case.path("hf")), ..export_options() };
+    let options = ExportOptions { base: Some(case.path("hf")), ..ExportOptions::default() };
     let Err(Error::Refused(problems)) = plan_export(&case.path("weights"), &case.path("out"), &options) else {
         panic!("accepted")
     };
@@ -495,7 +496,7 @@ fn refused(result: Result<Plan>) -> String {
 fn a_base_that_the_checkpoint_was_not_pruned_from_is_refused() {
     let original = model();
     let export = |case: &Case, base: &Path| {
-        let options = longshore_convert::ExportOptions { base: Some(base.to_owned()), ..export_options() };
+        let options = ExportOptions { base: Some(base.to_owned()), ..ExportOptions::default() };
         refused(plan_export(&case.path("mc"), &case.path("out"), &options))
     };
     // A base that is smaller.

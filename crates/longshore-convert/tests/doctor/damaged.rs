@@ -5,7 +5,7 @@ use longshore_ckpt::{Dtype, safetensors};
 use longshore_convert::doctor::{Check, DoctorReport, Finding, Severity, doctor};
 use longshore_convert::progress::Silent;
 use longshore_convert::run::{RunOptions, execute};
-use longshore_convert::{DtypeChoice, ImportOptions, Layout, MtpChoice, NormKeys, SpecName, plan_import};
+use longshore_convert::{ImportOptions, Layout, SpecName, plan_import};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -118,19 +118,9 @@ impl Dir {
         let [hf, mc] = ["hf", "mc"].map(|format| self.path(&format!("{name}.{format}")));
         model.write(&hf);
         let options = ImportOptions {
-            spec: SpecName::Te,
-            norms: NormKeys::Fused,
             layout: Layout { tp: 2, pp: 1, ep: 2, etp: 1 },
-            lower_layout: false,
-            mtp: MtpChoice::Keep,
-            dtype: DtypeChoice::Keep,
             make_vocab_size_divisible_by: Some(1024 + 512),
-            iteration: None,
-            core_attention_states: false,
-            dequantize: false,
-            allow_unmapped: false,
-            base: None,
-            max_file_size: None,
+            ..ImportOptions::new(SpecName::Te)
         };
         let plan = plan_import(&hf, &mc, &options).expect("a model that converts");
         execute(&plan, &RunOptions { threads: 2, force: false }, &Silent).expect("room on the disk");

@@ -18,7 +18,7 @@ use longshore_convert::diff::{DiffOptions, Tolerance, diff};
 use longshore_convert::run::{RunOptions, execute};
 use longshore_convert::source::Source;
 use longshore_convert::verify::{VerifyOptions, VerifyReport, verify, verify_against};
-use longshore_convert::{DtypeChoice, ExportOptions, ImportOptions, Layout, MtpChoice, NormKeys, Plan, SpecName};
+use longshore_convert::{ExportOptions, ImportOptions, Plan, SpecName};
 use longshore_convert::{plan_export, plan_import};
 use longshore_infer::backend::cpu::{Cpu, Precision};
 use longshore_infer::generate::GenerateOptions;
@@ -88,8 +88,8 @@ impl Demo<'_> {
     fn all(&self) -> Result<(Vec<Value>, Value)> {
         let catalog = Catalog::open(self.source)?;
         self.report.say(&head(&catalog));
-        let specs = [("te", SpecName::Te, NormKeys::Fused), ("local", SpecName::Local, NormKeys::Separate)];
-        let proved = specs.into_iter().map(|(name, spec, norms)| self.one(name, spec, norms));
+        let specs = [("te", SpecName::Te), ("local", SpecName::Local)];
+        let proved = specs.into_iter().map(|(name, spec)| self.one(name, spec));
         let proved = proved.collect::<Result<_>>()?;
         self.quantized()?;
         Ok((proved, self.scores()?))
@@ -117,12 +117,12 @@ impl Demo<'_> {
     }
 
     /// There and back in one spec.
-    fn one(&self, name: &str, spec: SpecName, norms: NormKeys) -> Result<Value> {
+    fn one(&self, name: &str, spec: SpecName) -> Result<Value> {
         let (mc, hf) = (self.folder.join(name), self.folder.join(format!("{name}-back")));
         let (source, mc_path, hf_path) = (self.source.display(), mc.display(), hf.display());
 
         self.command(&format!("convert {source} {mc_path} --spec {name}"));
-        let there = self.write(&plan_import(self.source, &mc, &import_options(spec, norms))?)?;
+        let there = self.write(&plan_import(self.source, &mc, &ImportOptions::new(spec))?)?;
 
         self.command(&format!("verify {mc_path}"));
         let options = VerifyOptions { quick: false, threads: threads(None) };
@@ -138,7 +138,7 @@ impl Demo<'_> {
         let generated = self.generate(&mc)?;
 
         self.command(&format!("export {mc_path} {hf_path}"));
-        let back = self.write(&plan_export(&mc, &hf, &export_options())?)?;
+        let back = self.write(&plan_export(&mc, &hf, &ExportOptions::default())?)?;
 
         self.command(&format!("diff {source} {hf_path}"));
         let options = DiffOptions { glob: None, tolerance: Tolerance::Bits, threads: threads(None) };
@@ -216,37 +216,6 @@ fn generate(folder: &Path) -> Result<(Vec<(u32, u32)>, String)> {
 fn head(catalog: &Catalog) -> String {
     let tensors: Vec<(&String, &TensorInfo)> = catalog.tensors.iter().collect();
     inspect::head(catalog, &tensors, &inspect::model(catalog))
-}
-
-fn import_options(spec: SpecName, norms: NormKeys) -> ImportOptions {
-    ImportOptions {
-        spec,
-        norms,
-        layout: Layout { tp: 1, pp: 1, ep: 1, etp: 1 },
-        lower_layout: false,
-        dtype: DtypeChoice::Keep,
-        make_vocab_size_divisible_by: None,
-        iteration: None,
-        core_attention_states: false,
-        dequantize: false,
-        allow_unmapped: false,
-        mtp: MtpChoice::Keep,
-        base: None,
-        max_file_size: None,
-    }
-}
-
-fn export_options() -> ExportOptions {
-    ExportOptions {
-        base: None,
-        dtype: DtypeChoice::Keep,
-        vocab_size: None,
-        allow_unmapped: false,
-        mtp: MtpChoice::Keep,
-        mtp_from_base: false,
-        max_file_size: longshore_convert::options::HF_FILE_SIZE,
-        compat_modelopt: false,
-    }
 }
 
 /// The bytes of all tensors of two safetensors folders, if they are the same in both.
