@@ -3,24 +3,31 @@
 
 use crate::cast;
 use crate::gather::{BAND, Gather, bands};
-use crate::mapping::{Declared, Place, Precision};
-use crate::model::{Model, check_vocabulary, spec_keys, stored_vocab};
+use crate::mapping::Declared;
 use crate::plan::{drop_training_state, open_all};
 use crate::progress::Progress;
+use crate::quantized::state::QuantizerStates;
 use crate::region::Region;
-use crate::resolve::{Direction, OpenFiles, Part, Recipe, SourceTensor, locate, resolve};
-use crate::{Error, Problem, Result};
+use crate::resolve::{Part, Recipe, SourceTensor};
+use crate::{Error, Result};
 use longshore_ckpt::fs::ReadFile;
-use longshore_ckpt::{Catalog, Dtype, Format, Rect};
-use std::collections::BTreeMap;
+use longshore_ckpt::{Catalog, Dtype, Rect};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+
+mod pairs;
+
+pub(crate) use pairs::pair;
 
 /// A checkpoint opened for comparison.
 pub(crate) struct Side {
     pub(crate) catalog: Catalog,
     pub(crate) files: Vec<ReadFile>,
+    /// Stored pieces of its tensors.
+    pub(crate) chunks: u64,
+    /// Its quantizers, if it was opened with them apart; the catalog then lacks their tensors.
+    pub(crate) quantizers: Option<QuantizerStates>,
 }
 
 impl Side {
@@ -28,106 +35,16 @@ impl Side {
         let mut catalog = Catalog::open(path)?;
         drop_training_state(&mut catalog);
         let files = open_all(&catalog)?;
-        Ok(Self { catalog, files })
+        let chunks = catalog.tensors.values().map(|info| info.chunks.len() as u64).sum();
+        Ok(Self { catalog, files, chunks, quantizers: None })
     }
-}
 
-/// The tensors of `b` under the names of `a`, ready to compare.
-#[derive(Default)]
-pub(crate) struct Pairs {
-    /// Both sides, each in its own dtype.
-    pub(crate) pairs: Vec<(Recipe, Recipe)>,
-    pub(crate) only_a: Vec<String>,
-    pub(crate) only_b: Vec<String>,
-    /// Name, shape in `a`, shape in `b`.
-    pub(crate) shapes: Vec<(String, Vec<u64>, Vec<u64>)>,
-    /// Anything else that keeps tensors from being compared.
-    pub(crate) problems: Vec<Problem>,
-    pub(crate) notes: Vec<String>,
-}
-
-/// Pairs two checkpoints.
-pub(crate) fn pair(a: &Side, b: &Side) -> Result<Pairs> {
-    let mut out = Pairs::default();
-    let theirs =
-        if a.catalog.format == b.catalog.format { identities(&b.catalog, &mut out)? } else { mapped(a, b, &mut out)? };
-    let mut theirs: BTreeMap<String, Recipe> = theirs.into_iter().map(|r| (r.name.clone(), r)).collect();
-    for ours in identities(&a.catalog, &mut out)? {
-        match theirs.remove(&ours.name) {
-            None => out.only_a.push(ours.name),
-            Some(their) if their.shape != ours.shape => out.shapes.push((ours.name, ours.shape, their.shape)),
-            Some(their) => out.pairs.push((ours, their)),
-        }
+    /// As [`Side::open`], with the quantizers apart from the tensors of the model.
+    pub(crate) fn apart(path: &Path) -> Result<Self> {
+        let mut side = Self::open(path)?;
+        side.quantizers = QuantizerStates::read(&mut side.catalog)?;
+        Ok(side)
     }
-    out.only_b.extend(theirs.into_keys());
-    Ok(out)
-}
-
-/// Every tensor of a catalog as it is stored.
-fn identities(catalog: &Catalog, out: &mut Pairs) -> Result<Vec<Recipe>> {
-    let mut files = OpenFiles::new(catalog);
-    let mut recipes = Vec::with_capacity(catalog.tensors.len());
-    for name in catalog.tensors.keys() {
-        match locate(catalog, &mut files, name)? {
-            Ok(tensor) => recipes.push(identity(tensor)),
-            Err(problem) => out.problems.push(problem),
-        }
-    }
-    Ok(recipes)
-}
-
-#[track_caller]
-fn identity(tensor: SourceTensor) -> Recipe {
-    let rule = std::panic::Location::caller();
-    let len = tensor.shape.iter().product();
-    let (name, dtype, shape) = (tensor.name.clone(), tensor.dtype, tensor.shape.clone());
-    let parts = if len == 0 {
-        Vec::new()
-    } else {
-        vec![Part { target: Region::all(len), source: Some((Arc::new(tensor), Region::all(len))) }]
-    };
-    let precision = Precision::default();
-    let declared =
-        Declared { shape: shape.clone(), precision, tp_axis: None, experts: false, place: Place::First, rule };
-    Recipe { name, dtype, shape, parts, declared, computed: None }
-}
-
-/// The tensors of `b` under the names of `a`, which has the other format.
-fn mapped(a: &Side, b: &Side, out: &mut Pairs) -> Result<Vec<Recipe>> {
-    let (hf, mc) = if a.catalog.format == Format::Safetensors { (a, b) } else { (b, a) };
-    let mut model = Model::from_folder(&hf.catalog.folder)?;
-    model.check_converted(&hf.catalog.folder)?;
-    let per_block = model.config.mtp.as_ref().map_or(1, |m| m.layers.len() as u64);
-    model.settle_mtp(hf.catalog.tensors.keys(), per_block);
-    out.notes.extend(model.notes.iter().map(|n| n.text.clone()));
-    let padded = stored_vocab(&mc.catalog).unwrap_or(model.config.vocab_size).max(model.config.vocab_size);
-    check_vocabulary(&model.config, padded, &mc.catalog.folder)?;
-    let mapping = (model.architecture.mapping)(&model.config, &spec_keys(&mc.catalog), padded);
-    let direction = if std::ptr::eq(a, hf) { Direction::Export } else { Direction::Import };
-    let resolved = resolve(&mapping, &b.catalog, direction, &|_, _, source| source)?;
-    if direction == Direction::Export {
-        for fill in &mapping.fills {
-            let name = &fill.mc.0;
-            let (Some(declared), Ok(tensor)) =
-                (mapping.mc.get(name), locate(&b.catalog, &mut OpenFiles::new(&b.catalog), name)?)
-            else {
-                continue;
-            };
-            if let Some(what) = surplus(tensor, &fill.mc.1, declared, &b.files)? {
-                out.problems.push(Problem::Loss { tensor: name.clone(), what });
-            }
-        }
-    }
-    out.only_b.extend(resolved.unmapped);
-    for problem in resolved.problems {
-        match problem {
-            // Reported from the other side as a tensor that only `a` holds.
-            Problem::Missing { .. } => {}
-            Problem::Shape { tensor, expected, found, .. } => out.shapes.push((tensor, expected, found)),
-            other => out.problems.push(other),
-        }
-    }
-    Ok(resolved.recipes)
 }
 
 /// What is wrong with the padding of a tensor: rows that should be zero and are not.

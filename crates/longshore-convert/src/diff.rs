@@ -43,6 +43,8 @@ pub enum Difference {
     Dtype { a: Dtype, b: Dtype },
     /// Other values: how many, the largest absolute and relative difference, and the first one with its index.
     Values { count: u64, max_abs: f64, max_rel: f64, first: Vec<u64>, a: f64, b: f64 },
+    /// Quantizers that do not the same.
+    Quantizer { a: String, b: String },
     /// The tensor could not be read.
     Unreadable { what: String },
 }
@@ -72,7 +74,7 @@ pub struct DiffReport {
 
 /// Compares two checkpoints. Where the formats differ, a wider dtype with the same values is no difference.
 pub fn diff(a: &Path, b: &Path, options: &DiffOptions, progress: &dyn Progress) -> Result<DiffReport> {
-    let (left, right) = (Side::open(a)?, Side::open(b)?);
+    let (left, right) = (Side::apart(a)?, Side::apart(b)?);
     let cross = left.catalog.format != right.catalog.format;
     let mut pairs = pair(&left, &right)?;
     let matches = |name: &str| options.glob.as_ref().is_none_or(|g| glob_matches(g, name));
@@ -86,6 +88,7 @@ pub fn diff(a: &Path, b: &Path, options: &DiffOptions, progress: &dyn Progress) 
     pairs.only_a.into_iter().for_each(|name| add(name, Difference::OnlyInA));
     pairs.only_b.into_iter().for_each(|name| add(name, Difference::OnlyInB));
     pairs.shapes.into_iter().for_each(|(name, a, b)| add(name, Difference::Shape { a, b }));
+    pairs.quantizers.into_iter().for_each(|(name, a, b)| add(name, Difference::Quantizer { a, b }));
     for problem in pairs.problems {
         let what = problem.to_string();
         let tensor = match problem {

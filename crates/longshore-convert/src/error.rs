@@ -50,6 +50,7 @@ impl std::fmt::Display for Problem {
                 write!(f, "damaged    {what}")
             }
             Self::Damaged { tensor, file, what } if tensor.is_empty() => write!(f, "damaged    `{file}`: {what}"),
+            Self::Damaged { tensor, file, what } if file.is_empty() => write!(f, "damaged    {tensor}  {what}"),
             Self::Damaged { tensor, file, what } => write!(f, "damaged    {tensor}  in `{file}`: {what}"),
             Self::Config { file, field, what } => write!(f, "config     `{field}` in `{file}`: {what}"),
             Self::Loss { tensor, what } => write!(f, "loss       {tensor}  {what}"),

@@ -6,6 +6,7 @@ use crate::manifest::{self, Manifest};
 use crate::model::read_manifest;
 use crate::plan::is_mtp;
 use crate::progress::Progress;
+use crate::quantized::state::is_of_quantizer;
 use crate::resolve::{OpenFiles, Recipe};
 use crate::run::crc_of;
 use crate::{Error, Problem, Result, cast};
@@ -340,7 +341,7 @@ pub fn verify_against(
     options: &VerifyOptions,
     progress: &dyn Progress,
 ) -> Result<VerifyReport> {
-    let (ours, theirs) = (Side::open(path)?, Side::open(source)?);
+    let (ours, theirs) = (Side::apart(path)?, Side::apart(source)?);
     let manifest = read_manifest(&ours.catalog.folder)?;
     let mut report = VerifyReport::new();
     report.manifest = manifest.is_some();
@@ -350,10 +351,12 @@ pub fn verify_against(
     report.problems.extend(pairs.problems);
     let origin = manifest.as_ref().map(|m| &m.origin);
     let from_base: BTreeSet<&String> = origin.iter().flat_map(|o| &o.from_base).collect();
-    let (mut lent, mut without_mtp) = (0, 0);
+    let (mut lent, mut without_mtp, mut quantizers) = (0, 0, 0);
     for name in pairs.only_a {
         if from_base.contains(&name) {
             lent += 1;
+        } else if theirs.quantizers.is_none() && is_of_quantizer(&name) {
+            quantizers += 1;
         } else {
             report.problems.push(damaged(name, "", "the source has no such tensor"));
         }
@@ -374,6 +377,12 @@ pub fn verify_against(
         report
             .notes
             .push(format!("{lent} tensors of MTP come from a base folder, not from the source (--mtp-from-base)"));
+    }
+    if quantizers > 0 {
+        report.notes.push(format!("{quantizers} tensors of quantizers are no part of the source, which has none"));
+    }
+    for (name, found, expected) in pairs.quantizers {
+        report.problems.push(Problem::Quantize { tensor: name, what: format!("{found}; in the source {expected}") });
     }
     if without_mtp > 0 {
         report.notes.push(format!("{without_mtp} tensors of MTP were left out on request (--mtp drop)"));
@@ -411,7 +420,7 @@ pub fn verify_against(
         report.notes.push(format!("{rounded} tensors were rounded on request (--dtype); each value is the nearest"));
     }
     report.tensors = pairs.pairs.len() as u64;
-    report.chunks = ours.catalog.tensors.values().map(|t| t.chunks.len() as u64).sum();
+    report.chunks = ours.chunks;
     report.bytes = pairs.pairs.iter().map(|(r, _)| r.size()).sum();
     Ok(report)
 }

@@ -16,7 +16,7 @@ pub mod record;
 pub mod write;
 
 pub use read::{QuantizerStates, Stage, StoredTensor};
-pub(crate) use read::{groups_experts, stored_values};
+pub(crate) use read::{groups_experts, is_of_quantizer, stored_values};
 pub use record::Record;
 pub use write::{StageState, extra_state};
 

@@ -2,7 +2,7 @@
 
 use crate::shared_data::shared;
 use longshore_ckpt::{Catalog, Dtype};
-use longshore_convert::diff::{DiffOptions, Tolerance, diff};
+use longshore_convert::diff::{DiffOptions, Difference, Tolerance, diff};
 use longshore_convert::model::Model;
 use longshore_convert::options::{DtypeChoice, ExportOptions, ImportOptions, Layout, SpecName};
 use longshore_convert::plan::Quantized;
@@ -11,6 +11,7 @@ use longshore_convert::quantized::linear::Naming;
 use longshore_convert::quantized::state::{QuantizerStates, Record};
 use longshore_convert::quantized::{Calibrated, Quantization};
 use longshore_convert::run::{RunOptions, execute};
+use longshore_convert::verify::{VerifyOptions, verify_against};
 use longshore_convert::{Error, Plan, Problem, plan_export, plan_import, plan_quantized_import};
 use longshore_quant::config::QuantConfig;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,11 @@ fn equal(a: &Path, b: &Path) -> bool {
         eprintln!("{} differ, the first: {first:?}", found.entries.len());
     }
     found.entries.is_empty() && found.compared > 0
+}
+
+/// What keeps a checkpoint from being proved against its source.
+fn unproved(path: &Path, source: &Path) -> Vec<Problem> {
+    verify_against(path, source, &VerifyOptions { quick: false, threads: 2 }, &Silent).unwrap().problems
 }
 
 fn base() -> Option<PathBuf> {
@@ -73,6 +79,9 @@ fn the_original_comes_back_from_a_re_cut_to_the_bit() {
     let at = |name: &str| out.path().join(name);
     recut(&base, &at("te"), &options(SpecName::Te, 1, 1));
     recut(&at("te"), &at("local"), &options(SpecName::Local, 2, 2));
+    // Names differ, values do not.
+    assert!(equal(&at("te"), &at("local")) && equal(&at("local"), &at("te")));
+    assert_eq!(unproved(&at("local"), &at("te")), []);
     export(&at("local"), &at("hf"));
     // Router biases and `A_log` are bfloat16 there and float32 in Megatron: the manifest knows it, also the second time.
     assert!(equal(&base, &at("hf")));
@@ -115,6 +124,9 @@ fn quantizers_go_along_in_both_specs_and_any_layout() {
             assert_eq!(states(&at("direct")), states(&at("other")), "{name} {spec:?}");
             let record = |folder: &Path| Record::read(&folder.join("release")).unwrap().unwrap();
             assert_eq!(record(&at("q")), record(&at("other")));
+            assert!(equal(&at("q"), &at("other")), "{name} {spec:?}");
+            assert_eq!(unproved(&at("other"), &at("q")), [], "{name} {spec:?}");
+            assert_eq!(unproved(&at("other"), &base), [], "{name} {spec:?}");
             // Servers get the same, and the way back is the way.
             export(&at("q"), &at("hf"));
             export(&at("other"), &at("hf-other"));
@@ -123,6 +135,56 @@ fn quantizers_go_along_in_both_specs_and_any_layout() {
             assert!(equal(&at("q"), &at("back")), "{name} {spec:?}");
         }
     }
+}
+
+#[test]
+fn what_differs_is_seen_through_other_names() {
+    let Some(base) = base() else { return };
+    let out = tempfile::tempdir().unwrap();
+    let at = |name: &str| out.path().join(name);
+    quantized(&base, &at("a"), SpecName::Te, "FP8_DEFAULT_CFG", shared_input);
+    quantized(
+        &base,
+        &at("b"),
+        SpecName::Local,
+        "FP8_DEFAULT_CFG",
+        |i, expert| {
+            if i == 0 { 7.0 } else { shared_input(i, expert) }
+        },
+    );
+    // The last byte of an expert's weight.
+    let catalog = Catalog::open(&at("b")).unwrap();
+    let weight = "decoder.layers.1.mlp.experts.experts.2.linear_fc1.weight";
+    let payload = longshore_ckpt::torch_dist::locate_payload(
+        &longshore_ckpt::fs::ReadFile::open(&catalog.path(catalog.tensors[weight].chunks[0].extent.file)).unwrap(),
+        &catalog.tensors[weight],
+        &catalog.tensors[weight].chunks[0],
+    );
+    let extent = payload.unwrap().0;
+    let file = catalog.path(extent.file);
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[(extent.offset + extent.len) as usize - 1] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+
+    let options = DiffOptions { glob: None, tolerance: Tolerance::Bits, threads: 2 };
+    let differing = |a: &str, b: &str| diff(&at(a), &at(b), &options, &Silent).unwrap().entries;
+    let names: Vec<String> = differing("a", "b").into_iter().map(|entry| entry.tensor).collect();
+    assert_eq!(names, ["decoder.layers.0.mixer.in_proj.input_quantizer._amax", weight]);
+    assert_eq!(unproved(&at("b"), &at("a")).len(), 2);
+
+    // The same weights, quantized in another way.
+    quantized(&base, &at("c"), SpecName::Te, "INT8_WEIGHT_ONLY_CFG", shared_input);
+    let found = differing("a", "c");
+    let of = |quantizer: &str| {
+        let entry = |name: &str| Difference::Quantizer { a: "(4, 3) bit".into(), b: name.into() };
+        let what = if quantizer == "input_quantizer" { entry("off") } else { entry("8 bit, axis 0") };
+        let name = format!("decoder.layers.0.mixer.in_proj.{quantizer}");
+        found.iter().any(|found| found.tensor == name && found.what == what)
+    };
+    assert!(of("input_quantizer") && of("weight_quantizer"), "{found:?}");
+    let problems = unproved(&at("c"), &at("a"));
+    assert!(problems.iter().any(|p| matches!(p, Problem::Quantize { tensor, .. }
+        if tensor == "decoder.layers.0.mixer.in_proj.weight_quantizer")));
 }
 
 #[test]

@@ -80,6 +80,7 @@ fn row(entry: &DiffEntry) -> [String; 3] {
                 counted(*n, "element")
             ),
         ),
+        Difference::Quantizer { a, b } => ("quantizer", format!("{a} and {b}")),
         Difference::Unreadable { what } => ("unreadable", what.clone()),
     };
     [word.to_owned(), entry.tensor.clone(), text]
@@ -100,15 +101,17 @@ mod tests {
             entry("c.weight", Difference::Shape { a: vec![2], b: vec![3, 1] }),
             entry("d", Difference::Dtype { a: Dtype::Bfloat16, b: Dtype::Float32 }),
             entry("d", values),
+            entry("e", Difference::Quantizer { a: "8 bit, axis 0".into(), b: "off".into() }),
         ];
         let expected = "\
-missing  a         only in the first
-missing  b         only in the second
-shape    c.weight  [2] and [3, 1]
-dtype    d         bfloat16 and float32
-values   d         1,200 elements of different value, max abs 5.000e-1, max rel 2.500e-1, first at [0, 7]: 2.0 and 1.5
+missing    a         only in the first
+missing    b         only in the second
+shape      c.weight  [2] and [3, 1]
+dtype      d         bfloat16 and float32
+values     d         1,200 elements of different value, max abs 5.000e-1, max rel 2.500e-1, first at [0, 7]: 2.0 and 1.5
+quantizer  e         8 bit, axis 0 and off
 ";
         assert_eq!(entries(&list), expected);
-        assert_eq!(differences(&list), "4 tensors differ");
+        assert_eq!(differences(&list), "5 tensors differ");
     }
 }

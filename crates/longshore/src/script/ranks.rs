@@ -95,7 +95,7 @@ pub(super) fn duty(env: &Env, subject: &Subject) -> Result<Duty> {
     Ok(if rank.index == 0 {
         Duty::Lead(Some(Leader::begin(board)?))
     } else {
-        Duty::Follow(Follower { board, rank, began: SystemTime::now() })
+        Duty::Follow(Follower { board, rank, began: SystemTime::now(), grace: GRACE })
     })
 }
 
@@ -188,6 +188,7 @@ pub(super) struct Follower {
     board: PathBuf,
     rank: Rank,
     began: SystemTime,
+    grace: Duration,
 }
 
 impl Follower {
@@ -203,7 +204,7 @@ impl Follower {
                 changed = Instant::now();
             }
             match &board {
-                Some(Board { status: Some(status), .. }) if !self.may_be_old() || changed.elapsed() >= GRACE => {
+                Some(Board { status: Some(status), .. }) if !self.may_be_old() || changed.elapsed() >= self.grace => {
                     return Ok(*status);
                 }
                 Some(Board { status: None, .. }) if changed.elapsed() > PATIENCE => {
@@ -333,7 +334,8 @@ mod tests {
         let env = |rank: &str| Env::of(&[("RANK", rank), ("MASTER_PORT", "29500")]);
         leader(&env("0"), &subject).tell(1).expect("a board");
         std::thread::sleep(POLL);
-        let late = follower(&env("1"), &subject);
+        // However long a busy disk takes to write the new board.
+        let late = Follower { grace: PATIENCE, ..follower(&env("1"), &subject) };
         std::thread::scope(|scope| {
             let late = scope.spawn(move || late.wait(&quiet()));
             std::thread::sleep(POLL * 5);

@@ -95,6 +95,13 @@ impl QuantizerStates {
         Ok(Some(Self { modules, record, unknown }))
     }
 
+    /// Every quantizer: module, name in it, stages.
+    pub(crate) fn list(&self) -> impl Iterator<Item = (&str, &str, &[Stage])> {
+        self.modules.iter().flat_map(|(module, quantizers)| {
+            quantizers.iter().map(move |(name, stages)| (module.as_str(), name.as_str(), stages.as_slice()))
+        })
+    }
+
     /// The stages of a quantizer, none where the checkpoint does not have it.
     pub fn stages(&self, module: &str, quantizer: &str) -> &[Stage] {
         self.modules.get(module).and_then(|module| module.get(quantizer)).map_or(&[], Vec::as_slice)
@@ -122,6 +129,11 @@ impl Name {
         };
         Some(Self { module: parts[..at].join("."), quantizer: parts[at].to_owned(), stage, buffer })
     }
+}
+
+/// Whether a tensor is one of a quantizer, by its name.
+pub(crate) fn is_of_quantizer(tensor: &str) -> bool {
+    Name::parse(tensor).is_some()
 }
 
 /// The module and expert of an extra state's key: that of stacked experts is counted in its shard.
