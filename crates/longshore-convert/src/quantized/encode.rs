@@ -268,6 +268,14 @@ pub enum Output {
     GlobalAmax,
 }
 
+/// The rows of a weight that a row of its magnitudes is for.
+pub(crate) fn rows_in_one(scheme: Scheme) -> u64 {
+    match scheme {
+        Scheme::Fp8(Granularity::Square(n)) | Scheme::Int8(Granularity::Square(n)) => n as u64,
+        _ => 1,
+    }
+}
+
 /// Whether a scheme needs the magnitude of the whole tensor.
 pub fn is_shared(scheme: Scheme) -> bool {
     let whole = Granularity::Tensor;

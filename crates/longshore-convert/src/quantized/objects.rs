@@ -84,7 +84,9 @@ fn of_linear(q: &QuantLinear, quantization: &Quantization, tensors: &BTreeMap<&s
     // A group has a list of weight quantizers, of which ModelOpt reads the first for every expert.
     let weight_name = if input_module == *module { "weight_quantizer" } else { "weight_quantizer.0" };
     let quantizers = [("input_quantizer", &*input), (weight_name, &*weight), ("output_quantizer", &*output)];
-    extra_state(&quantizers, q.linear.rows, seen)
+    // Of a vocabulary, those that are padding too.
+    let padded = tensors.get(format!("{module}.weight").as_str()).filter(|_| q.linear.is_output_layer);
+    extra_state(&quantizers, padded.map_or(q.linear.rows, |weight| weight.shape[0]), seen)
 }
 
 fn of_attention(kv: &KvQuantizers, tensors: &BTreeMap<&str, &Recipe>, seen: Dtype) -> Plain {

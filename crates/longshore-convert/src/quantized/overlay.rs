@@ -6,7 +6,7 @@ mod megatron;
 pub(crate) use carried::carried;
 pub use megatron::megatron;
 
-use super::encode::{Encoding, Output, SharedAmax, Stage, Weight, is_shared, packed_dtype};
+use super::encode::{Encoding, Output, SharedAmax, Stage, Weight, is_shared, packed_dtype, rows_in_one};
 use super::linear::Linear;
 use super::{BlockShares, Calibrated, QuantLinear, Quantization};
 use crate::error::Problem;
@@ -16,7 +16,7 @@ use crate::resolve::{Computed, Part, Recipe, SourceTensor};
 use longshore_ckpt::Dtype;
 use longshore_quant::pack::{self, PackedType};
 use longshore_quant::search::Search;
-use longshore_quant::{Granularity, Scheme};
+use longshore_quant::Scheme;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -137,13 +137,13 @@ fn rows_of(
     scheme: Scheme,
 ) -> Option<Recipe> {
     let len: u64 = tensor.shape.iter().product();
-    let height = match scheme {
-        Scheme::Fp8(Granularity::Square(n)) | Scheme::Int8(Granularity::Square(n)) => n as u64,
-        _ => 1,
-    };
-    let per_row = len / linear.rows.div_ceil(height).max(1);
+    let height = rows_in_one(scheme);
+    // Magnitudes of a padded vocabulary are more than those of its tokens.
+    let stored_rows = if linear.is_output_layer { tensor.shape[0] } else { linear.rows.div_ceil(height) };
+    let per_row = len / stored_rows.max(1);
     let source = match region {
         Some(region) => region.with_row_len(height * linear.cols, per_row)?,
+        None if linear.is_output_layer => Region::rows(stored_rows, 0..weight.rows().div_ceil(height), per_row),
         None => Region::all(len),
     };
     let shape = vec![source.len() / per_row.max(1), per_row.max(1)];

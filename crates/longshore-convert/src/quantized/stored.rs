@@ -7,6 +7,7 @@ use crate::config::LayerSpec;
 use crate::error::Problem;
 use crate::model::{Model, spec};
 use crate::plan::{Note, NoteKind};
+use crate::resolve::SourceTensor;
 use crate::{Error, Result};
 use longshore_ckpt::Catalog;
 use longshore_quant::{Attributes, Scheme};
@@ -115,7 +116,14 @@ impl Reader<'_> {
         }
         let enabled = weight.iter().filter(|stage| stage.attributes.enable);
         for (i, (stage, &scheme)) in enabled.zip(&weight_schemes).enumerate() {
-            if let Some(amax) = weight_amax(stage, scheme) {
+            let amax = weight_amax(stage, scheme);
+            if let Some(WeightAmax::Rows(tensor) | WeightAmax::Blocks { blocks: tensor, .. }) = &amax
+                && let Some(what) = wrong_count(tensor, scheme, &linear)
+            {
+                self.problem(tensor.name.clone(), what);
+                continue;
+            }
+            if let Some(amax) = amax {
                 self.calibrated.weights.insert((module.clone(), i), amax);
             }
         }
@@ -156,6 +164,21 @@ impl Reader<'_> {
                 }
             }
         }
+    }
+}
+
+/// What is wrong with the number of the magnitudes of rows or blocks. A vocabulary may have more rows than tokens.
+fn wrong_count(tensor: &SourceTensor, scheme: Scheme, linear: &Linear) -> Option<String> {
+    let found: u64 = tensor.shape.iter().product();
+    let height = encode::rows_in_one(scheme);
+    let rows = match tensor.shape.first() {
+        Some(&stored) if linear.is_output_layer => stored.saturating_mul(height).max(linear.rows),
+        _ => linear.rows,
+    };
+    match longshore_quant::amax::count(scheme, rows as usize, linear.cols as usize) {
+        Ok(expected) if expected as u64 == found => None,
+        Ok(expected) => Some(format!("{found} magnitudes, expected {expected}")),
+        Err(error) => Some(error.to_string()),
     }
 }
 

@@ -54,8 +54,18 @@ fn base() -> Option<PathBuf> {
 /// Quantizes the tiny model; `input` is the magnitude that a linear's input had.
 fn quantized(base: &Path, destination: &Path, spec: SpecName, name: &str, input: impl Fn(usize, Option<u64>) -> f32) {
     let config = QuantConfig::named(name).unwrap().with_kv_cache("fp8").unwrap();
+    quantized_by(&config, base, destination, spec, input);
+}
+
+fn quantized_by(
+    config: &QuantConfig,
+    base: &Path,
+    destination: &Path,
+    spec: SpecName,
+    input: impl Fn(usize, Option<u64>) -> f32,
+) {
     let model = Model::from_folder(base).unwrap();
-    let quantization = Quantization::decide(&model, Naming::of(spec), &config).unwrap();
+    let quantization = Quantization::decide(&model, Naming::of(spec), config).unwrap();
     let mut calibrated = Calibrated::default();
     for (i, q) in quantization.linears.iter().enumerate().filter(|(_, q)| q.input_scheme.is_some()) {
         calibrated.inputs.insert(q.linear.module.clone(), input(i, q.linear.expert));
@@ -63,7 +73,7 @@ fn quantized(base: &Path, destination: &Path, spec: SpecName, name: &str, input:
     for layer in &quantization.kv {
         calibrated.kv.insert(layer.module.clone(), [Some(0.5), Some(1.5), Some(2.5)]);
     }
-    let quantized = Quantized { quantization: &quantization, calibrated: &calibrated, config: &config };
+    let quantized = Quantized { quantization: &quantization, calibrated: &calibrated, config };
     run(&plan_quantized_import(base, destination, &options(spec, 1, 1), &quantized).unwrap());
 }
 
@@ -216,6 +226,37 @@ fn weights_keep_the_dtype_that_their_quantizers_are_for() {
     let refused = plan_import(&out.path().join("q"), &out.path().join("x"), &cast).unwrap_err().to_string();
     assert!(refused.contains("decoder.layers.0.mixer.in_proj.weight"), "{refused}");
     assert!(refused.contains("its quantizers are for weights in bfloat16, not in float16"), "{refused}");
+}
+
+#[test]
+fn magnitudes_of_a_vocabulary_are_for_its_rows() {
+    let Some(base) = base() else { return };
+    let out = tempfile::tempdir().unwrap();
+    let at = |name: &str| out.path().join(name);
+    let mut config = QuantConfig::named("INT8_WEIGHT_ONLY_CFG").unwrap();
+    config
+        .entries
+        .retain(|entry| !entry.quantizer_name.contains("output_layer") && !entry.quantizer_name.contains("lm_head"));
+    quantized_by(&config, &base, &at("q"), SpecName::Te, shared_input);
+    let padded = ImportOptions { make_vocab_size_divisible_by: Some(1000), ..options(SpecName::Te, 1, 1) };
+    let refused = plan_import(&at("q"), &at("x"), &padded).unwrap_err().to_string();
+    assert!(refused.contains("output_layer.weight_quantizer._amax"), "{refused}");
+    assert!(refused.contains("its 256 magnitudes are not those of a weight [1000, 128]"), "{refused}");
+    recut(&at("q"), &at("local"), &options(SpecName::Local, 2, 1));
+    assert!(equal(&at("q"), &at("local")));
+
+    // Quantized with padding, the magnitudes are those of all rows, and leave without the padding.
+    let model = Model::from_folder(&base).unwrap();
+    let quantization = Quantization::decide(&model, Naming::MegatronTe, &config).unwrap();
+    let calibrated = Calibrated::default();
+    let q = Quantized { quantization: &quantization, calibrated: &calibrated, config: &config };
+    run(&plan_quantized_import(&base, &at("padded"), &padded, &q).unwrap());
+    let shape = |name: &str| Catalog::open(&at("padded")).unwrap().tensors[name].shape.clone();
+    assert_eq!(shape("output_layer.weight"), [1000, 128]);
+    assert_eq!(shape("output_layer.weight_quantizer._amax"), [1000, 1]);
+    export(&at("q"), &at("hf"));
+    export(&at("padded"), &at("hf-padded"));
+    assert!(equal(&at("hf"), &at("hf-padded")));
 }
 
 #[test]

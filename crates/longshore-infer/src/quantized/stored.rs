@@ -67,12 +67,21 @@ fn input_amax(q: &QuantLinear, calibrated: &Calibrated) -> Amax {
 fn stages(source: &Source, q: &QuantLinear, calibrated: &Calibrated) -> Result<Vec<WeightStage>> {
     let mut stages = Vec::with_capacity(q.weight_schemes.len());
     for (i, &scheme) in q.weight_schemes.iter().enumerate() {
+        // A vocabulary may have rows past its tokens, which are not read.
+        let count = longshore_quant::amax::count(scheme, q.linear.rows as usize, q.linear.cols as usize);
+        let values = |tensor| -> Result<Vec<f32>> {
+            let mut values = source.values(tensor)?;
+            if let (true, Ok(count)) = (q.linear.is_output_layer, &count) {
+                values.truncate(*count);
+            }
+            Ok(values)
+        };
         let amax = match calibrated.weights.get(&(q.linear.module.clone(), i)) {
             None => None,
             Some(WeightAmax::Tensor(value)) => Some(Amax { values: vec![*value], global: None }),
-            Some(WeightAmax::Rows(tensor)) => Some(Amax { values: source.values(tensor)?, global: None }),
+            Some(WeightAmax::Rows(tensor)) => Some(Amax { values: values(tensor)?, global: None }),
             Some(WeightAmax::Blocks { blocks, global }) => {
-                Some(Amax { values: source.values(blocks)?, global: Some(*global) })
+                Some(Amax { values: values(blocks)?, global: Some(*global) })
             }
         };
         stages.push(WeightStage { scheme, amax });

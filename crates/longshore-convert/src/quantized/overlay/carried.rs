@@ -111,7 +111,8 @@ impl Carrier<'_> {
             let what = format!("its quantizers are for weights in {}, not in {}", cast.source_dtype(), cast.dtype);
             self.problem(&cast.name, what);
         }
-        let resized = (weight.rows() != linear.rows).then(|| weight.rows());
+        // A vocabulary has other rows where it is padded in another way.
+        let written = Linear { rows: weight.rows(), ..linear.clone() };
         let reshaped = linear.expert.is_some() && self.new.naming != self.old.naming;
         let form = Form::of(q, self.new);
         for role in Role::ALL {
@@ -121,25 +122,13 @@ impl Carrier<'_> {
             self.stages(&quantizer, stages, &first.declared, |stage, tensor| {
                 let stored = &tensor.tensor.shape;
                 let count: u64 = stored.iter().product();
-                if role != Role::Weight || count == 1 {
-                    return Ok(stored.clone());
-                }
-                if let Some(rows) = resized.filter(|rows| stored.first() != Some(rows)) {
-                    return Err(format!(
-                        "it has magnitudes for {} rows, and the weight would have {rows}",
-                        linear.rows
-                    ));
-                }
-                match stage.attributes.scheme().ok().flatten().filter(|_| reshaped) {
-                    None => Ok(stored.clone()),
-                    Some(scheme) => {
-                        let shape = amax_shape(scheme, linear, form).map_err(|error| error.to_string())?;
-                        let fits = shape.filter(|shape| shape.iter().product::<u64>() == count);
-                        fits.ok_or_else(|| {
-                            format!("its shape {stored:?} does not fit a weight {} x {}", linear.rows, linear.cols)
-                        })
-                    }
-                }
+                let scheme = stage.attributes.scheme().ok().flatten().filter(|_| role == Role::Weight && count != 1);
+                let Some(scheme) = scheme else { return Ok(stored.clone()) };
+                let shape = amax_shape(scheme, &written, form).map_err(|error| error.to_string())?;
+                let fits = shape.filter(|shape| shape.iter().product::<u64>() == count);
+                let what =
+                    || format!("its {count} magnitudes are not those of a weight [{}, {}]", written.rows, written.cols);
+                fits.map(|shape| if reshaped { shape } else { stored.clone() }).ok_or_else(what)
             });
         }
     }

@@ -134,11 +134,17 @@ impl Stored<'_> {
         let (q, declared, dtype) = (self.q, &self.sources[0].declared, self.sources[0].dtype);
         let module = &q.linear.module;
         let encoding = self.encoding();
+        // A vocabulary may be padded.
+        let written = Linear { rows: encoding.weight.rows(), ..q.linear.clone() };
+        if written.rows != q.linear.rows && self.calibrated.clipped.contains_key(module) {
+            let what = format!("clipped magnitudes of {} rows for {} (padded)", q.linear.rows, written.rows);
+            return Err(Problem::Quantize { tensor: module.clone(), what });
+        }
         let mut tensors = Vec::new();
         for (stage, &scheme) in q.weight_schemes.iter().enumerate() {
             let number = if q.weight_schemes.len() > 1 { format!(".{stage}") } else { String::new() };
             let quantizer = format!("{module}.weight_quantizer{number}");
-            let shape = amax_shape(scheme, &q.linear, self.form)
+            let shape = amax_shape(scheme, &written, self.form)
                 .map_err(|e| Problem::Quantize { tensor: module.clone(), what: e.to_string() })?;
             let Some(shape) = shape else { continue };
             let computed = |name: String, dtype, shape: &[u64], output| Recipe {
