@@ -14,9 +14,9 @@ use crate::mapping::{Declared, Mapping};
 use crate::region::Region;
 use crate::resolve::{Computed, Part, Recipe, SourceTensor};
 use longshore_ckpt::Dtype;
+use longshore_quant::Scheme;
 use longshore_quant::pack::{self, PackedType};
 use longshore_quant::search::Search;
-use longshore_quant::Scheme;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -274,6 +274,17 @@ fn parallel_sizes_that_no_longer_fit_are_reduced() {
     ] {
         assert_eq!(args.int(name), Some(value), "{name}");
     }
+
+    // Three experts are not shared by two ranks, although there are more experts than ranks.
+    let two = Layout { ep: 2, ..Layout::default() };
+    let dir = sources(&model(), &ImportOptions { layout: two, ..import_options() });
+    let options = CutOptions { experts: Some(3), ..cut_options() };
+    let plan = plan_cut(&dir.path().join("mc"), &dir.path().join("out"), &options).unwrap();
+    assert!(
+        notes(&plan).contains(&"expert parallel size from 2 to 1: there are 3 experts".to_owned()),
+        "{:?}",
+        notes(&plan)
+    );
 }
 
 #[test]
