@@ -3,7 +3,7 @@
 use super::{Side, surplus};
 use crate::Problem;
 use crate::Result;
-use crate::mapping::{Declared, Mapping, Place, Precision};
+use crate::mapping::{Declared, Place, Precision};
 use crate::model::{Model, check_vocabulary, spec_keys, stored_vocab};
 use crate::plan::recut;
 use crate::quantized::state::{QuantizerStates, Stage, groups_experts};
@@ -102,35 +102,41 @@ fn mapped(a: &Side, b: &Side, out: &mut Pairs) -> Result<Vec<Recipe>> {
     let direction = if std::ptr::eq(a, hf) { Direction::Export } else { Direction::Import };
     let resolved = resolve(&mapping, &b.catalog, direction, &|_, _, source| source)?;
     if direction == Direction::Export {
-        out.check_padding(&mapping, b)?;
+        for fill in &mapping.fills {
+            let name = &fill.mc.0;
+            let (Some(declared), Ok(tensor)) =
+                (mapping.mc.get(name), locate(&b.catalog, &mut OpenFiles::new(&b.catalog), name)?)
+            else {
+                continue;
+            };
+            if let Some(what) = surplus(tensor, &fill.mc.1, declared, &b.files)? {
+                out.problems.push(Problem::Loss { tensor: name.clone(), what });
+            }
+        }
     }
     Ok(out.add(resolved))
 }
 
-/// The tensors of `b` under the names of `a`, which is torch_dist too and has other keys or another padding: another spec,
-/// experts each in a tensor. Where nothing says which model it is, they keep their names.
+/// The tensors of `b` under the names of `a`, which is torch_dist too and has other keys: another spec, experts each in
+/// a tensor. Where nothing says which model it is, they keep their names.
 fn renamed(a: &Side, b: &Side, out: &mut Pairs) -> Result<Vec<Recipe>> {
     let found = Model::from_torch_dist(&b.catalog, None).or_else(|_| Model::from_torch_dist(&a.catalog, None));
     let Some(mut model) = found.ok().filter(|model| model.architecture.is_converted()) else {
         return identities(&b.catalog, out);
     };
     model.settle_mtp(b.catalog.tensors.keys(), 1);
-    let mapping = |side: &Side| {
-        let rows = stored_vocab(&side.catalog).unwrap_or(model.config.vocab_size).max(model.config.vocab_size);
-        check_vocabulary(&model.config, rows, &side.catalog.folder)?;
-        Ok::<_, crate::Error>((model.architecture.mapping)(&model.config, &spec_keys(&side.catalog), rows))
-    };
-    let (stored, target) = (mapping(b)?, mapping(a)?);
-    out.check_padding(&stored, b)?;
-    let resolved = recut(&stored, &target, &b.catalog, &|_, _, dtype| dtype)?;
+    let rows = stored_vocab(&b.catalog).unwrap_or(model.config.vocab_size).max(model.config.vocab_size);
+    check_vocabulary(&model.config, rows, &b.catalog.folder)?;
+    let mapping = |catalog| (model.architecture.mapping)(&model.config, &spec_keys(catalog), rows);
+    let resolved = recut(&mapping(&b.catalog), &mapping(&a.catalog), &b.catalog, &|_, _, dtype| dtype)?;
     Ok(out.add(resolved))
 }
 
-/// Whether two catalogs name the tensors of a model alike and pad its vocabulary alike.
+/// Whether two catalogs name the tensors of a model alike.
 fn same_keys(a: &Catalog, b: &Catalog) -> bool {
     let keys = |catalog| {
         let keys = spec_keys(catalog);
-        (keys.norms, keys.single_experts, stored_vocab(catalog))
+        (keys.norms, keys.single_experts)
     };
     keys(a) == keys(b)
 }
@@ -187,22 +193,6 @@ fn told(stage: &Stage) -> String {
 }
 
 impl Pairs {
-    /// Rows past the vocabulary of `side`, which are left out, must be zero.
-    fn check_padding(&mut self, mapping: &Mapping, side: &Side) -> Result<()> {
-        for fill in &mapping.fills {
-            let name = &fill.mc.0;
-            let (Some(declared), Ok(tensor)) =
-                (mapping.mc.get(name), locate(&side.catalog, &mut OpenFiles::new(&side.catalog), name)?)
-            else {
-                continue;
-            };
-            if let Some(what) = surplus(tensor, &fill.mc.1, declared, &side.files)? {
-                self.problems.push(Problem::Loss { tensor: name.clone(), what });
-            }
-        }
-        Ok(())
-    }
-
     /// The tensors of a mapping; what it finds wrong becomes differences.
     fn add(&mut self, resolved: Resolved) -> Vec<Recipe> {
         self.only_b.extend(resolved.unmapped);
